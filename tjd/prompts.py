@@ -1,0 +1,76 @@
+"""Prompts are files, `prompts/<stage>.v<n>.md`, filled strictly: a variable nobody gave, or nobody uses, is an error.
+
+A published prompt never changes; a new wording is a new version. Its digest goes into the provenance of every table.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+from tjd.errors import PromptError
+from tjd.resources import folder
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt template and where it comes from."""
+
+    name: str  # "label.pointwise.v1"
+    text: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the template."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """Names the template asks for."""
+        return frozenset(Template(self.text).get_identifiers())
+
+    def render(self, **values: str) -> str:
+        """Fill the template; values are inserted as they are and never read as templates.
+
+        Raises:
+            PromptError: The values are not exactly the template's variables.
+        """
+        _require_variables(self, frozenset(values))
+        return Template(self.text).substitute(values)
+
+    def split_at(self, *names: str) -> list[str]:
+        """The fixed text before, between and after variables that stand once each, in this order."""
+        _require_variables(self, frozenset(names))
+        pieces, rest = [], self.text
+        for name in names:
+            before, found, rest = rest.partition(f"${name}")
+            if not found:
+                raise PromptError(f"prompt {self.name} must use {', '.join('$' + n for n in names)} once, in this order")
+            pieces.append(before)
+        return [*pieces, rest]
+
+
+def load(name: str, variables: Sequence[str]) -> Prompt:
+    """Load a shipped prompt by name, or a user's own by path, and check its variables.
+
+    Raises:
+        PromptError: There is no such prompt, or it has other variables.
+    """
+    path = Path(name) if name.endswith(".md") else folder("prompts") / f"{name}.md"
+    if not path.is_file():
+        shipped = ", ".join(sorted(p.stem for p in folder("prompts").glob("*.v*.md")))
+        raise PromptError(f"there is no prompt '{name}'; give a path to a .md file or one of {shipped}")
+    prompt = Prompt(path.stem, path.read_text(encoding="utf-8").strip("\n"))
+    _require_variables(prompt, frozenset(variables))
+    return prompt
+
+
+def _require_variables(prompt: Prompt, given: frozenset[str]) -> None:
+    if not Template(prompt.text).is_valid():
+        raise PromptError(f"prompt {prompt.name} has a stray '$'; write '$$' for a dollar sign")
+    missing, unused = prompt.variables - given, given - prompt.variables
+    if missing or unused:
+        told = [f"asks for ${name}, which nobody gives" for name in sorted(missing)]
+        told += [f"does not use ${name}" for name in sorted(unused)]
+        raise PromptError(f"prompt {prompt.name} {' and '.join(told)}; its variables must be {sorted(given)}")

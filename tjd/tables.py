@@ -1,0 +1,438 @@
+"""Tables: schemas, checked reads, atomic writes, and provenance inside the file.
+
+In: Parquet (or JSONL or CSV, where a human starts), from a path or from standard input (`-`).
+Out: Parquet, to a path or to standard output. Rows flow in batches, so memory does not grow with the number of rows;
+only the keys (8 bytes each) are held, to find duplicates before any work is paid for.
+"""
+
+import hashlib
+import io
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tjd import __version__
+from tjd.errors import DataError
+
+Row = dict[str, Any]
+
+ROWS_PER_GROUP = 4096  # rows of a Parquet row group we write, and of a batch we read
+STDIO = "-"
+
+CONSTRAINT = pa.struct(
+    {
+        "constraint_id": pa.string(),
+        "kind": pa.string(),  # "rule" (code can check) or "soft" (needs a judge)
+        "category": pa.string(),  # of a soft constraint: a name of the taxonomy; null for a rule
+        "text": pa.string(),  # the constraint in words
+        "checker": pa.string(),  # of a rule: its name in tjd.checkers; null for a soft constraint
+        "kwargs": pa.string(),  # of a rule: its arguments as a JSON object; null for a soft constraint
+    }
+)
+
+QUERIES = pa.schema(
+    {
+        "query_id": pa.string(),  # unique; the unit of every split and interval
+        "query": pa.string(),  # what the user asks, without the constraints
+        "language": pa.string(),  # ISO 639-1 code, null if unknown
+        "source": pa.string(),  # where the query comes from, null if unknown
+    }
+)
+INSTRUCTIONS = pa.schema(
+    [
+        pa.field("instruction_id", pa.string()),  # unique
+        *QUERIES,
+        pa.field("instruction", pa.string()),  # the query with its constraints woven in; null if the teacher failed
+        pa.field("constraints", pa.list_(CONSTRAINT)),  # empty if the teacher failed and the query had no rules
+        pa.field("error", pa.string()),  # why `instruction` is null
+        pa.field("cost_usd", pa.float64()),  # of writing this row, null if the price is unknown
+    ]
+)
+RESPONSES = pa.schema(
+    [
+        pa.field("response_id", pa.string()),  # unique
+        *INSTRUCTIONS,
+        pa.field("response", pa.string()),  # null if the model failed
+        pa.field("model", pa.string()),  # who wrote the response
+        pa.field("condition", pa.string()),  # "with_constraint" (saw the instruction), "without_constraint" (the query)
+        pa.field("temperature", pa.float64()),
+        pa.field("seed", pa.int64()),
+        pa.field("finish_reason", pa.string()),  # "stop", or "length" where the response was cut
+        pa.field("n_tokens", pa.int64()),  # tokens of the response, null if unknown
+    ]
+)
+LABELS = pa.schema(
+    [
+        pa.field("response_id", pa.string()),  # unique together with constraint_id
+        pa.field("constraint_id", pa.string()),
+        *(field for field in RESPONSES if field.name not in {"response_id", "constraints"}),
+        pa.field("kind", pa.string()),  # "rule" or "soft"
+        pa.field("category", pa.string()),  # null for a rule
+        pa.field("constraint", pa.string()),  # the constraint in words
+        pa.field("checker", pa.string()),  # null for a soft constraint
+        pa.field("kwargs", pa.string()),  # JSON object, null for a soft constraint
+        pa.field("followed", pa.bool_()),  # majority of the readable votes; null if none, or if they are tied
+        pa.field("votes", pa.list_(pa.bool_())),  # one per asked vote, null where unreadable; empty for a rule
+        pa.field("agreement", pa.float64()),  # share of the readable votes that agree with the majority, in [0.5, 1]
+        pa.field("mode", pa.string()),  # "pointwise", "batch", or "rule" (decided by code)
+        pa.field("teacher", pa.string()),  # who gave the verdict; null for a rule
+    ]
+)
+SCORES = pa.schema(
+    {
+        "response_id": pa.string(),  # unique together with constraint_id
+        "constraint_id": pa.string(),
+        "judge": pa.string(),  # the specialist that gave the score, null if none covers the category
+        "score": pa.float64(),  # P(followed) in [0, 1], null if the judge failed
+        "followed": pa.bool_(),  # score >= threshold, null if the judge failed or abstained
+        "threshold": pa.float64(),  # in [0, 1], the specialist's own for this category
+        "error": pa.string(),  # why `score` is null
+    }
+)
+METRICS = pa.schema(
+    {
+        "judge": pa.string(),
+        "category": pa.string(),  # "all" pools the categories
+        "metric": pa.string(),
+        "value": pa.float64(),  # null where undefined (a single class, say)
+        "low": pa.float64(),  # 95% bootstrap interval over queries
+        "high": pa.float64(),
+        "n": pa.int64(),  # rows with a ground truth and a score
+        "n_invalid": pa.int64(),  # rows left out because one of the two is null
+        "prevalence": pa.float64(),  # share of `followed` among the n rows
+        "threshold": pa.float64(),
+    }
+)
+ROLLOUTS = pa.schema(
+    {
+        "step": pa.int64(),  # optimiser step, from 1
+        "group": pa.int64(),  # prompt within the step, from 0
+        "sample": pa.int64(),  # response within the group, from 0
+        "instruction_id": pa.string(),
+        "instruction": pa.string(),
+        "response": pa.string(),
+        "finish_reason": pa.string(),  # "stop", or "length" where the response was cut
+        "n_tokens": pa.int64(),
+        "reward_rule": pa.float64(),  # mean over rule constraints, null if there is none or one failed
+        "reward_soft": pa.float64(),  # mean over soft constraints, null if there is none or one failed
+        "verdicts": pa.string(),  # JSON list of {constraint_id, kind, category, followed, score, error}
+        "reward": pa.float64(),  # what the trainer was given; null (masked) if any part failed
+        "advantage": pa.float64(),  # what the trainer used
+        "judge_failed": pa.bool_(),  # a judge or checker failed, so `reward` is null
+        "audit_followed": pa.bool_(),  # the teacher's opinion of the soft constraints, null if not audited
+    }
+)
+
+KEYS = {
+    "queries": (QUERIES, ("query_id",)),
+    "instructions": (INSTRUCTIONS, ("instruction_id",)),
+    "responses": (RESPONSES, ("response_id",)),
+    "labels": (LABELS, ("response_id", "constraint_id")),
+    "scores": (SCORES, ("response_id", "constraint_id")),
+    "metrics": (METRICS, ("judge", "category", "metric")),
+    "rollouts": (ROLLOUTS, ("step", "group", "sample")),
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """An opened, checked table whose rows can be streamed more than once."""
+
+    name: str  # as the user wrote it, for messages
+    file: pq.ParquetFile
+    schema: pa.Schema  # of the rows it yields: declared columns cast to their types, the others as they are
+    digest: str  # SHA-256 of the bytes
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self.file.metadata.num_rows
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Stream record batches in file order."""
+        wanted = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
+        try:
+            for batch in self.file.iter_batches(ROWS_PER_GROUP, columns=wanted.names):
+                yield batch.select(wanted.names).cast(wanted)
+        except (pa.ArrowException, OSError) as exc:
+            raise DataError(f"{self.name} cannot be read past its header ({_first_line(exc)}); write it anew") from exc
+
+    def rows(self) -> Iterator[Row]:
+        """Stream rows as dictionaries in file order."""
+        for batch in self.batches():
+            yield from batch.to_pylist()
+
+    def read(self) -> pa.Table:
+        """The whole table in memory."""
+        return pa.Table.from_batches(self.batches(), self.schema)
+
+    @cached_property
+    def provenance(self) -> dict[str, Any] | None:
+        """What wrote the file: stage, version, config, digests; null for a foreign file."""
+        footer = (self.file.schema_arrow.metadata or {}).get(b"tjd")
+        return json.loads(footer) if footer else None
+
+
+def open_table(source: str, kind: str, need: Sequence[str] | None = None) -> Table:
+    """Open a table and check it before any work is done on it.
+
+    Args:
+        source: A Parquet file, `-` for standard input, or for queries also JSONL or CSV.
+        kind: A name of `KEYS`.
+        need: Columns that must be there; by default the key. Declared columns that are there must have their type.
+
+    Raises:
+        DataError: Not a table, truncated, empty, a column is missing or mistyped, or a key is null or repeated.
+    """
+    declared, key = KEYS[kind]
+    raw, digest = _source_bytes(source)
+    name = "standard input" if source == STDIO else source
+    file = _parquet_file(raw, name, kind)
+    schema = _checked_schema(file.schema_arrow, declared, tuple(key if need is None else need), name)
+    table = Table(name, file, schema, digest)
+    if len(table) == 0:
+        raise DataError(f"{name} has no rows; check the command that wrote it")
+    if set(key) <= set(schema.names):
+        _require_unique(table, key)
+    return table
+
+
+def output_schema(kind: str, *, like: pa.Schema | None = None, drop: Iterable[str] = ()) -> pa.Schema:
+    """The declared columns of `kind`, then whatever further columns the input has: nothing is lost on the way."""
+    declared, _ = KEYS[kind]
+    dropped = {*declared.names, *drop}
+    extra = [field.remove_metadata() for field in (like or []) if field.name not in dropped]
+    return pa.schema([*declared, *extra])
+
+
+def write_rows(rows: Iterable[Row], out: str, schema: pa.Schema, provenance: Mapping[str, Any]) -> int:
+    """Write rows as they come, in row groups; the file appears at once and whole, or not at all.
+
+    Returns:
+        The number of rows written.
+    """
+    footer = json.dumps(provenance, sort_keys=True, ensure_ascii=False)
+    schema = schema.with_metadata({"tjd": footer})
+    n_rows = 0
+    with _atomic(out) as sink, pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        for chunk in _chunks(rows, ROWS_PER_GROUP):
+            writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
+            n_rows += len(chunk)
+    return n_rows
+
+
+def provenance(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str], prompts: Mapping[str, str]) -> Row:
+    """What goes into the footer. Holds digests and no paths, clocks or hosts: same inputs, same bytes.
+
+    Args:
+        stage: The command.
+        config: Every setting that can change the result.
+        inputs: Name to SHA-256 of each table, model or recording that was read.
+        prompts: Name to SHA-256 of each prompt.
+    """
+    return {
+        "stage": stage,
+        "version": __version__,
+        "config": dict(config),
+        "inputs": dict(inputs),
+        "prompts": dict(prompts),
+    }
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file, or of a folder's files in order of their names."""
+    path = Path(path)
+    if path.is_dir():
+        parts = sorted(p for p in path.rglob("*") if p.is_file())
+        listing = "".join(f"{p.relative_to(path)}:{file_digest(p)}\n" for p in parts)
+        return hashlib.sha256(listing.encode()).hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def text_id(*parts: str) -> str:
+    """A short stable identifier of a text (16 hexadecimal digits)."""
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]
+
+
+def where(table: Table, conditions: Sequence[str]) -> Callable[[Row], bool]:
+    """Turn `COLUMN=VALUE` and `COLUMN!=VALUE` conditions into one test of a row; all must hold.
+
+    Values are compared as text (`true` and `false` for booleans, `null` for a missing value).
+    """
+    tests: list[tuple[str, str, bool]] = []
+    for condition in conditions:
+        column, sign, value = condition.partition("=")
+        wanted = not column.endswith("!")
+        column = column.removesuffix("!").strip()
+        if not sign or column not in table.schema.names:
+            known = ", ".join(table.schema.names)
+            raise DataError(f"--where {condition}: write COLUMN=VALUE or COLUMN!=VALUE with a column of {known}")
+        tests.append((column, value.strip(), wanted))
+    return lambda row: all((_as_text(row[column]) == value) is wanted for column, value, wanted in tests)
+
+
+def _as_text(value: object) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _source_bytes(source: str) -> tuple[IO[bytes], str]:
+    if source == STDIO:
+        spool = tempfile.TemporaryFile()  # noqa: SIM115  Parquet needs seeks; the table lives as long as the run
+        digest = hashlib.sha256()
+        while chunk := sys.stdin.buffer.read(1 << 20):
+            digest.update(chunk)
+            spool.write(chunk)
+        if not spool.tell():
+            raise DataError("standard input is empty; did the command before the pipe fail?")
+        spool.seek(0)
+        return spool, digest.hexdigest()
+    path = Path(source)
+    if not path.is_file():
+        raise DataError(f"{source} is not a file; check the path")
+    return open(path, "rb"), file_digest(path)  # noqa: SIM115
+
+
+def _parquet_file(raw: IO[bytes], name: str, kind: str) -> pq.ParquetFile:
+    magic = raw.read(4)
+    raw.seek(0)
+    if magic == b"PAR1":
+        try:
+            return pq.ParquetFile(raw)
+        except (pa.ArrowException, OSError) as exc:
+            raise DataError(f"{name} is a truncated or damaged Parquet file; write it anew") from exc
+    if kind != "queries":
+        raise DataError(f"{name} is not a Parquet file; only queries may also be JSONL or CSV")
+    return pq.ParquetFile(_as_parquet(_read_text_table(raw, name, is_json=magic[:1] in (b"{", b"["))))
+
+
+def _read_text_table(raw: IO[bytes], name: str, *, is_json: bool) -> pa.Table:
+    """JSONL or CSV with a column `query`; a missing `query_id` becomes a digest of the query."""
+    import pandas as pd
+
+    try:
+        if is_json:
+            frame = pd.read_json(raw, lines=True, dtype=False)
+        else:
+            frame = pd.read_csv(raw, dtype=str, keep_default_na=False)
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+    except (ValueError, pa.ArrowException) as exc:
+        raise DataError(f"{name} is neither Parquet, JSONL nor CSV ({_first_line(exc)})") from exc
+    if "query_id" not in table.column_names and "query" in table.column_names:
+        ids = [text_id(str(query)) for query in table["query"].to_pylist()]
+        table = table.add_column(0, "query_id", pa.array(ids, pa.string()))
+    return table
+
+
+def _as_parquet(table: pa.Table) -> io.BytesIO:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    buffer.seek(0)
+    return buffer
+
+
+def _checked_schema(found: pa.Schema, declared: pa.Schema, need: Sequence[str], name: str) -> pa.Schema:
+    for column in need:
+        if column not in found.names:
+            close = get_close_matches(column, found.names, n=1)
+            hint = f"did you mean to rename '{close[0]}'?" if close else f"it has {', '.join(found.names)}"
+            raise DataError(f"{name} lacks the column '{column}'; {hint}")
+    fields = []
+    for field in found:
+        expected = declared.field(field.name) if field.name in declared.names else field
+        if not _castable(field.type, expected.type):
+            raise DataError(
+                f"column '{field.name}' of {name} has type {field.type}, not {expected.type}; cast it and write it anew"
+            )
+        fields.append(expected.remove_metadata())
+    return pa.schema(fields)
+
+
+def _castable(found: pa.DataType, expected: pa.DataType) -> bool:
+    """Whether two types differ only in width or encoding (or the column is all null)."""
+    if found == expected or pa.types.is_null(found):
+        return True
+    if pa.types.is_dictionary(found):
+        return _castable(found.value_type, expected)
+    if _is_list(found) and _is_list(expected):
+        return _castable(found.value_type, expected.value_type)
+    if pa.types.is_struct(found) and pa.types.is_struct(expected):
+        names = {field.name for field in found}
+        return all(f.name in names and _castable(found.field(f.name).type, f.type) for f in expected)
+    if pa.types.is_integer(found) and pa.types.is_floating(expected):
+        return True
+    families = (_is_text, pa.types.is_integer, pa.types.is_floating)
+    return any(family(found) and family(expected) for family in families)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def _require_unique(table: Table, key: Sequence[str]) -> None:
+    seen: set[int] = set()
+    row_number = 0
+    for batch in table.batches(key):
+        for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            row_number += 1
+            shown = ", ".join(f"{name} {value!r}" for name, value in zip(key, values, strict=True))
+            if None in values:
+                raise DataError(f"row {row_number} of {table.name} has a null key ({shown}); every row needs one")
+            fingerprint = hash(values)
+            if fingerprint in seen:
+                raise DataError(f"row {row_number} of {table.name} repeats the key {shown}; keys must be unique")
+            seen.add(fingerprint)
+
+
+@contextmanager
+def _atomic(out: str) -> Iterator[IO[bytes]]:
+    if out == STDIO:
+        if sys.stdout.isatty():
+            raise DataError("standard output is a terminal; use -o FILE, or pipe into another command")
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    path = Path(out)
+    if not path.parent.is_dir():
+        raise DataError(f"the folder of {out} does not exist; create it first")
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with open(partial, "wb") as sink:
+            yield sink
+            sink.flush()
+            os.fsync(sink.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _chunks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    chunk: list[Row] = []
+    for row in rows:
+        chunk.append(row)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _first_line(exc: BaseException) -> str:
+    return str(exc).strip().splitlines()[0][:200] if str(exc).strip() else type(exc).__name__

@@ -1,0 +1,66 @@
+"""The soft-constraint categories: name, definition, example, and the key names of the VerInstruct data.
+
+Source: the paper's appendix D, tables 6 and 7. `data/taxonomy.toml` is the one place; a user may bring another file.
+"""
+
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from tjd.errors import ConfigError, DataError
+from tjd.resources import folder
+
+
+@dataclass(frozen=True, slots=True)
+class Category:
+    """One category of soft constraints."""
+
+    name: str
+    definition: str
+    example: str
+    default: bool  # whether it gets a specialist by default
+    verinstruct: tuple[str, ...]  # the VerInstruct keys that belong to it
+
+
+def load(path: str | None = None) -> dict[str, Category]:
+    """Read a taxonomy: category name to category, in file order.
+
+    Raises:
+        DataError: The file is missing, is not TOML, or a category lacks its definition or example.
+    """
+    source = Path(path) if path else folder("data") / "taxonomy.toml"
+    try:
+        tables = tomllib.loads(source.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as exc:
+        raise DataError(f"the taxonomy {source.name} cannot be read ({exc}); see data/taxonomy.toml for the form") from exc
+    categories = {}
+    for name, table in tables.items():
+        if not isinstance(table, dict) or not {"definition", "example"} <= table.keys():
+            raise DataError(f"category '{name}' of {source.name} needs a definition and an example")
+        categories[name] = Category(
+            name,
+            table["definition"],
+            table["example"],
+            bool(table.get("default", False)),
+            tuple(table.get("verinstruct", ())),
+        )
+    if not categories:
+        raise DataError(f"the taxonomy {source.name} has no categories; see data/taxonomy.toml for the form")
+    return categories
+
+
+def choose(taxonomy: dict[str, Category], names: Iterable[str]) -> tuple[str, ...]:
+    """The named categories, or the defaults if none is named.
+
+    Raises:
+        ConfigError: A name is not in the taxonomy.
+    """
+    chosen = tuple(names) or tuple(name for name, category in taxonomy.items() if category.default)
+    for name in chosen:
+        if name not in taxonomy:
+            close = get_close_matches(name, taxonomy, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(taxonomy)}"
+            raise ConfigError(f"unknown category '{name}'; {hint}")
+    return chosen
