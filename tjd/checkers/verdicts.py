@@ -1,0 +1,173 @@
+"""Verdicts of rule constraints: a checker's id, its kwargs and a response in; followed, or why not decidable, out."""
+
+import importlib.util
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from tjd.checkers import ifeval
+from tjd.checkers.arguments import Checker, bind, nearest
+from tjd.checkers.loose import loose_variants
+from tjd.checkers.text import is_blank
+from tjd.errors import CheckerError, TjdError
+
+Mode = Literal["strict", "loose"]
+Suite = Literal["ifeval", "ifbench", "iftrain", "multi_if"]
+
+_ALL: dict[str, Checker] = {**ifeval.CHECKERS}
+_OLD = {"keywords:letter_frequency": ifeval.old_letter_frequency}
+SUITES: dict[Suite, dict[str, Checker]] = {
+    "ifeval": _ALL,
+    "ifbench": _ALL | _OLD,
+    "iftrain": _ALL | _OLD,
+    "multi_if": _ALL | _OLD,
+}
+
+
+class Verdict(NamedTuple):
+    """Whether a constraint is followed; None where that cannot be said, and then `reason` says why."""
+
+    followed: bool | None
+    reason: str | None = None
+
+
+def check(
+    checker: str,
+    kwargs: Mapping[str, Any],
+    response: str,
+    *,
+    prompt: str | None = None,
+    mode: Mode = "strict",
+    suite: Suite = "ifeval",
+    fixed: bool = False,
+    checkers: Mapping[str, Checker] | None = None,
+) -> bool:
+    """Check one rule constraint on one response.
+
+    Args:
+        checker: Its id, such as "keywords:existence".
+        kwargs: Its kwargs; None entries are dropped, 0, False and "" are values.
+        response: The response as it is. A blank one follows nothing (in Multi-IF's strict mode it is checked).
+        prompt: The query; no checker of today looks at it.
+        mode: "loose" also accepts the response less its first or last line, or less its asterisks.
+        suite: Every suite knows every checker; it selects whose revision of IFEval's 25 decides.
+        fixed: Mend what is known to be wrong with the official checkers.
+        checkers: More checkers by name, from `load_checkers`; they go before ours.
+
+    Raises:
+        CheckerError: The checker is unknown, its kwargs are wrong, or it cannot decide.
+        MissingExtraError: The checker needs packages that are not installed.
+    """
+    decide = _prepare(checker, kwargs, suite=suite, fixed=fixed, checkers=checkers)
+    return _strict(decide, response, suite) if mode == "strict" else _loose(decide, response)
+
+
+def verdict(
+    checker: str,
+    kwargs: Mapping[str, Any],
+    response: str,
+    *,
+    prompt: str | None = None,
+    mode: Mode = "strict",
+    suite: Suite = "ifeval",
+    fixed: bool = False,
+    checkers: Mapping[str, Checker] | None = None,
+) -> Verdict:
+    """Check as `check` does, but turn whatever goes wrong into a null with its reason; never into a false."""
+    try:
+        return Verdict(
+            check(checker, kwargs, response, prompt=prompt, mode=mode, suite=suite, fixed=fixed, checkers=checkers)
+        )
+    except Exception as error:  # a checker that crashes is a null too, whoever wrote it
+        return Verdict(None, _reason(checker, error))
+
+
+def strict_and_loose(
+    checker: str,
+    kwargs: Mapping[str, Any],
+    response: str,
+    *,
+    suite: Suite = "ifeval",
+    fixed: bool = False,
+    checkers: Mapping[str, Checker] | None = None,
+) -> tuple[Verdict, Verdict]:
+    """Give both verdicts at the cost of little more than one: a response that passes as it is passes loosely too."""
+    try:
+        decide = _prepare(checker, kwargs, suite=suite, fixed=fixed, checkers=checkers)
+        strict = _strict(decide, response, suite)
+        if strict and not is_blank(response):
+            return Verdict(True), Verdict(True)
+    except Exception as error:
+        undecided = Verdict(None, _reason(checker, error))
+        return undecided, undecided
+    try:
+        return Verdict(strict), Verdict(_loose(decide, response))
+    except Exception as error:
+        return Verdict(strict), Verdict(None, _reason(checker, error))
+
+
+def load_checkers(path: str | Path) -> dict[str, Checker]:
+    """Load a user's own checkers from a Python file with `CHECKERS = {"name": function}`, to be passed to `check`.
+
+    A function takes the response and its kwargs by name, and returns a bool.
+
+    Raises:
+        CheckerError: The file does not load, or has no such dict.
+    """
+    path = Path(path)
+    spec = importlib.util.spec_from_file_location(f"tjd_user_{path.stem}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise CheckerError(f"no Python file at {path}; --checkers takes one with a dict CHECKERS")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise CheckerError(f"{path} does not load: {type(error).__name__}: {error}") from error
+    found = getattr(module, "CHECKERS", None)
+    if not isinstance(found, dict) or not found:
+        raise CheckerError(f'{path} has no dict CHECKERS; add CHECKERS = {{"name": function}}')
+    for name, function in found.items():
+        if not isinstance(name, str) or not callable(function):
+            raise CheckerError(f"{path}: CHECKERS[{name!r}] must be a function with a string for its name")
+    return dict(found)
+
+
+def _prepare(
+    name: str,
+    kwargs: Mapping[str, Any],
+    *,
+    suite: Suite,
+    fixed: bool,
+    checkers: Mapping[str, Checker] | None,
+) -> Checker:
+    """Find the checker and fill in its kwargs."""
+    if suite not in SUITES:
+        raise CheckerError(f"unknown suite {suite!r}; take one of {', '.join(SUITES)}")
+    function = (checkers or {}).get(name) or SUITES[suite].get(name)
+    if function is None:
+        known = [*(checkers or {}), *SUITES[suite]]
+        hint = nearest(name, known) or "see tjd.checkers.SUITES, or add your own with --checkers"
+        raise CheckerError(f"unknown checker {name!r}; {hint}")
+    return partial(function, **bind(name, function, kwargs, fixed=fixed))
+
+
+def _strict(decide: Checker, response: str, suite: Suite) -> bool:
+    if is_blank(response) and not (suite == "multi_if" and response):
+        return False
+    return _as_bool(decide(response))
+
+
+def _loose(decide: Checker, response: str) -> bool:
+    return any(_as_bool(decide(variant)) for variant in loose_variants(response))
+
+
+def _as_bool(followed: object) -> bool:
+    if isinstance(followed, bool):
+        return followed
+    raise CheckerError(f"a checker must return True or False, not {followed!r}")
+
+
+def _reason(checker: str, error: Exception) -> str:
+    message = str(error) if isinstance(error, TjdError) else f"{type(error).__name__}: {error}"
+    return message if checker in message else f"{checker}: {message}"
