@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from tjd.checkers import ifeval
+from tjd.checkers import ifeval, iftrain, multi_if
 from tjd.checkers.arguments import Checker, bind, nearest
 from tjd.checkers.loose import loose_variants
 from tjd.checkers.text import is_blank
@@ -15,13 +15,13 @@ from tjd.errors import CheckerError, TjdError
 Mode = Literal["strict", "loose"]
 Suite = Literal["ifeval", "ifbench", "iftrain", "multi_if"]
 
-_ALL: dict[str, Checker] = {**ifeval.CHECKERS}
-_OLD = {"keywords:letter_frequency": ifeval.old_letter_frequency}
+_OLD_IFEVAL = ifeval.CHECKERS | {"keywords:letter_frequency": ifeval.old_letter_frequency}
+_OTHERS = iftrain.CHECKERS
 SUITES: dict[Suite, dict[str, Checker]] = {
-    "ifeval": _ALL,
-    "ifbench": _ALL | _OLD,
-    "iftrain": _ALL | _OLD,
-    "multi_if": _ALL | _OLD,
+    "ifeval": ifeval.CHECKERS | _OTHERS,
+    "ifbench": _OLD_IFEVAL | _OTHERS,
+    "iftrain": _OLD_IFEVAL | _OTHERS,
+    "multi_if": multi_if.CHECKERS | _OTHERS,
 }
 
 
