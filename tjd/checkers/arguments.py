@@ -19,6 +19,7 @@ Checker = Callable[..., bool]
 Relation = Literal["less than", "at least"]
 Count = NewType("Count", int)  # 0 or more
 Positive = NewType("Positive", int)  # 1 or more
+Amount = NewType("Amount", float)  # 0 or more
 Filled = NewType("Filled", str)  # not empty
 FilledList = NewType("FilledList", list[str])  # at least one string, none of them empty
 FirstOf = NewType("FirstOf", str)  # a string, or the first of a list of strings; not empty
@@ -33,6 +34,12 @@ def _whole(value: object) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return int(value) if isinstance(value, int) or value.is_integer() else None
+
+
+def _amount(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if value >= 0 else None
 
 
 def _at_least(low: int) -> Callable[[object], int | None]:
@@ -60,6 +67,7 @@ _KINDS: dict[object, tuple[str, Callable[[object], object | None]]] = {
     int: ("a whole number", _whole),
     Count: ("a whole number, 0 or more", _at_least(0)),
     Positive: ("a whole number, 1 or more", _at_least(1)),
+    Amount: ("a number, 0 or more", _amount),
     str: ("a string", lambda value: value if isinstance(value, str) else None),
     Filled: ("a string that is not empty", _filled),
     FilledList: ("a list of strings that are not empty", _filled_list),

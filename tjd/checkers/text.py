@@ -15,6 +15,11 @@ _WORD = re.compile(r"\w+")
 _SPACES = re.compile(r"\s*")
 
 
+def word_list(text: str) -> list[str]:
+    """Split at whitespace; for tables of words that read better as text."""
+    return text.split()
+
+
 def count_words(text: str) -> int:
     r"""Count maximal runs of `\w`: "don't" is two words, a run of Chinese characters is one."""
     return len(_WORD.findall(text))
@@ -33,6 +38,11 @@ def strip_punctuation(token: str) -> str:
 def delete_punctuation(text: str) -> str:
     """Delete every ASCII punctuation character."""
     return text.translate(_DELETE_PUNCTUATION)
+
+
+def split_without_punctuation(text: str) -> list[str]:
+    """Delete ASCII punctuation, then split at whitespace."""
+    return delete_punctuation(text).split()
 
 
 def is_blank(text: str) -> bool:

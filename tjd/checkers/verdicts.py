@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from tjd.checkers import ifeval, iftrain, multi_if
+from tjd.checkers import ifbench_custom, ifbench_format, ifbench_words, ifeval, iftrain, multi_if
 from tjd.checkers.arguments import Checker, bind, nearest
 from tjd.checkers.loose import loose_variants
 from tjd.checkers.text import is_blank
@@ -16,7 +16,7 @@ Mode = Literal["strict", "loose"]
 Suite = Literal["ifeval", "ifbench", "iftrain", "multi_if"]
 
 _OLD_IFEVAL = ifeval.CHECKERS | {"keywords:letter_frequency": ifeval.old_letter_frequency}
-_OTHERS = iftrain.CHECKERS
+_OTHERS = ifbench_words.CHECKERS | ifbench_format.CHECKERS | ifbench_custom.CHECKERS | iftrain.CHECKERS
 SUITES: dict[Suite, dict[str, Checker]] = {
     "ifeval": ifeval.CHECKERS | _OTHERS,
     "ifbench": _OLD_IFEVAL | _OTHERS,
