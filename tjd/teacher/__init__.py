@@ -3,13 +3,23 @@
 - `recorded:FILE`: completions recorded before (`recorded.py`);
 - `hf:NAME`: a local model through transformers, batched (`local.py`); `hf:embedded` is SmolLM2-135M-Instruct;
 - any other name goes to litellm (`remote.py`): `gemini/gemini-3-pro-preview`, `hosted_vllm/...`, `openai/...`.
+
+Completions are kept on disk as they arrive (`cache.py`), which is how a killed command resumes. What a completion
+says is read in `reading.py`.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal, TypedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Protocol, TypedDict, TypeVar
+
+from tjd.config import BackendConfig
+from tjd.errors import ConfigError
+
+Number = TypeVar("Number", int, float)
 
 
 class Message(TypedDict):
@@ -51,9 +61,119 @@ class Completion:
 Again = Callable[[Request, Completion], Request | None]
 """Given a completion that arrived: the request to ask instead, or None if this one can be used."""
 
-Ask = Callable[..., Iterator[Completion]]
-"""`ask(requests, again=None)`: completions in the order of the requests, lazily, each as soon as it and all before it
-are there."""
+
+class Ask(Protocol):
+    """Completions in the order of the requests, lazily, each as soon as it and all before it are there."""
+
+    def __call__(self, requests: Iterable[Request], again: Again | None = None) -> Iterator[Completion]:
+        """Ask for all requests; at most one follow-up each, where `again` wants one."""
+        ...
+
+
+@dataclass(slots=True)
+class Usage:
+    """What a run used, for the summary at its end. A follow-up is a call of its own."""
+
+    calls: int = 0  # completions that were asked for now
+    cached: int = 0  # completions that had arrived before, or that an equal request of this run brought
+    failed: int = 0  # calls that failed past their retries; among `calls`
+    retries: int = 0
+    prompt_tokens: int = 0  # of the calls made now, where known
+    tokens: int = 0  # of their completions, where known
+    cost_usd: float | None = 0.0  # of the calls made now; null as soon as one price is unknown
+
+    def add(self, completion: Completion) -> None:
+        """Count a call."""
+        self.calls += 1
+        if completion.text is None:
+            self.failed += 1
+            return
+        self.prompt_tokens += completion.n_prompt_tokens or 0
+        self.tokens += completion.n_tokens or 0
+        self.cost_usd = _sum(self.cost_usd, completion.cost_usd)
+
+
+class Teacher(Protocol):
+    """A model that can be asked. Close it (`contextlib.closing`) to free its memory and its connections."""
+
+    name: str  # as tables show it, never a path
+    usage: Usage
+
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 of the weights or the recording; null for a remote model."""
+        ...
+
+    def ask(self, requests: Iterable[Request], again: Again | None = None) -> Iterator[Completion]:
+        """See `Ask`."""
+        ...
+
+    def close(self) -> None:
+        """Free what is held; asking again is possible and opens it anew."""
+        ...
+
+
+def open_teacher(name: str, config: BackendConfig, cache: Path | None) -> Teacher:
+    """Check that a model can be asked. Weights are loaded, and servers called, with the first request only.
+
+    Args:
+        name: `recorded:FILE`, `hf:NAME`, or a litellm name.
+        config: How to reach it.
+        cache: Folder of the completions on disk; null keeps none, and a killed run starts over.
+
+    Raises:
+        ConfigError: The model folder does not exist.
+        DataError: The recording cannot be read.
+        BackendError: Unknown provider, or its API key is missing.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "recorded":
+        from tjd.teacher.recorded import Recorded
+
+        return Recorded(rest)
+    if kind == "hf":
+        from tjd.teacher.local import Local
+
+        return Local(rest, config, cache)
+    from tjd.teacher.remote import Remote
+
+    return Remote(name, config, cache)
+
+
+def in_turn(teachers: Sequence[Teacher]) -> Iterator[tuple[str, Ask]]:
+    """Name and `ask` of each teacher; each is closed before the next is used, so that one model at a time is in memory.
+
+    Raises:
+        ConfigError: Two have the same name, so that their answers could not be told apart.
+    """
+    names = [teacher.name for teacher in teachers]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"two models are called {name}; rename one model folder or leave it out")
+    for teacher in teachers:
+        with closing(teacher):
+            yield teacher.name, teacher.ask
+
+
+def follow_up(request: Request, completion: Completion, again: Again | None) -> Request | None:
+    """What to ask instead of an unusable completion; None if it can be used, or if there is none to speak of."""
+    return again(request, completion) if again and completion.text is not None else None
+
+
+def merged(first: Completion, second: Completion) -> Completion:
+    """The outcome of asking twice: the second text, and what both cost. The first stands if the second call failed."""
+    if second.text is None:
+        return first
+    return replace(
+        second,
+        n_prompt_tokens=_sum(first.n_prompt_tokens, second.n_prompt_tokens),
+        n_tokens=_sum(first.n_tokens, second.n_tokens),
+        cost_usd=_sum(first.cost_usd, second.cost_usd),
+    )
+
+
+def _sum(a: Number | None, b: Number | None) -> Number | None:
+    return None if a is None or b is None else a + b
 
 
 def user(text: str) -> tuple[Message, ...]:

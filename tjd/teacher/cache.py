@@ -1,0 +1,111 @@
+"""Completions on disk: the means of resume, and why nothing is paid twice.
+
+One SQLite file, `completions.sqlite`. A completion is committed as it arrives, so it survives `kill -9`; in WAL mode
+without an fsync per commit a power cut can lose the last few, but never damages the file. Several processes may share
+it. Failed calls are not kept: they are asked again.
+"""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tjd.errors import BackendError
+from tjd.teacher import Completion, Request, Usage
+
+FILE = "completions.sqlite"
+COLUMNS = "text, finish_reason, n_prompt_tokens, n_tokens, cost_usd"
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS completions (
+    key BLOB PRIMARY KEY,       -- SHA-256 of model, messages and sampling parameters
+    model TEXT NOT NULL,
+    text TEXT NOT NULL,
+    finish_reason TEXT,
+    n_prompt_tokens INTEGER,
+    n_tokens INTEGER,
+    cost_usd REAL,              -- when it was asked; null if the price was unknown
+    arrived_at INTEGER NOT NULL DEFAULT (unixepoch())
+)
+"""
+WAIT_S = 60.0  # for another process that is writing
+
+
+class Ledger:
+    """What one model has answered before (on disk), and what it is asked now (`usage`)."""
+
+    def __init__(self, model: str, identity: str, folder: Path | None, usage: Usage) -> None:
+        """Nothing is opened yet.
+
+        Args:
+            model: Its public name.
+            identity: What tells it from other models; for local weights this includes their digest.
+            folder: Of the cache; null keeps nothing.
+            usage: Where to count.
+        """
+        self.usage = usage
+        self._model, self._identity, self._folder = model, identity, folder
+        self._connection: sqlite3.Connection | None = None
+
+    def key(self, request: Request) -> bytes:
+        """What a completion is found by."""
+        sampling = (request.temperature, request.top_p, request.max_tokens, request.seed)
+        parts = json.dumps([self._identity, request.messages, *sampling], ensure_ascii=False)
+        return hashlib.sha256(parts.encode()).digest()
+
+    def find(self, request: Request) -> Completion | None:
+        """The completion that arrived before, if one did."""
+        if self._folder is None:
+            return None
+        with self._cache() as cache:
+            found = cache.execute(f"SELECT {COLUMNS} FROM completions WHERE key = ?", (self.key(request),)).fetchone()
+        if found is None:
+            return None
+        self.usage.cached += 1
+        text, *rest = found
+        return Completion(text, self._model, *rest)
+
+    def enter(self, arrived: Iterable[tuple[Request, Completion]]) -> None:
+        """Count calls that were made, and keep those that were answered; all of them or, if killed here, none."""
+        arrived = list(arrived)
+        for _, completion in arrived:
+            self.usage.add(completion)
+        if self._folder is None:
+            return
+        rows = [
+            (self.key(request), self._model, c.text, c.finish_reason, c.n_prompt_tokens, c.n_tokens, c.cost_usd)
+            for request, c in arrived
+            if c.text is not None
+        ]
+        with self._cache() as cache, cache:
+            cache.executemany(
+                f"INSERT OR IGNORE INTO completions (key, model, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", rows
+            )
+
+    def close(self) -> None:
+        """Close the file; the next use opens it again."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    @contextmanager
+    def _cache(self) -> Iterator[sqlite3.Connection]:
+        try:
+            if self._connection is None:
+                self._connection = self._open()
+            yield self._connection
+        except (sqlite3.Error, OSError) as exc:
+            raise BackendError(
+                f"the cache {FILE} cannot be used ({exc}); free space, or point TJD_CACHE to a folder you can write to"
+            ) from exc
+
+    def _open(self) -> sqlite3.Connection:
+        assert self._folder is not None
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # used by one thread at a time: the event loop's, or the caller's
+        connection = sqlite3.connect(self._folder / FILE, timeout=WAIT_S, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(SCHEMA)
+        return connection
