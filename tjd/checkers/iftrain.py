@@ -7,7 +7,7 @@ Source: Pyatkin et al., Generalizing Verifiable Instruction Following, arXiv:250
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from tjd.checkers import ifeval, patterns, treebank
@@ -185,9 +185,15 @@ def _same(text: str, wanted: str) -> bool:
     return text.strip().lower() == wanted.strip().lower()
 
 
-def _between(first: str, last: str, line: str) -> list[str]:
-    """Find the shortest stretches `first ... last`, one after the other."""
-    return [found[0] for found in patterns.find_all(f"{first} .*? {last}", line)]
+def _between(first: str, last: str, line: str) -> Iterator[str]:
+    """Yield the shortest stretches `first ... last` of a line, one after the other; both may be regular expressions."""
+    if not (first + last).isalnum():
+        yield from (found[0] for found in patterns.find_all(f"{first} .*? {last}", line))
+        return
+    end = 0  # the same by plain search, which does not slow down where the last word is missing
+    while (start := line.find(f"{first} ", end)) >= 0 and (at := line.find(f" {last}", start + len(first) + 1)) >= 0:
+        end = at + 1 + len(last)
+        yield line[start:end]
 
 
 def _differs_in_one_word(words: Sequence[str], phrase: Sequence[str]) -> bool:

@@ -112,7 +112,7 @@ def _ends_sentence(token: _Token, following: _Token, model: Model) -> bool:
     return token.ends
 
 
-@lru_cache(maxsize=1 << 15)
+@lru_cache(maxsize=4096)
 def _has_break(context: str) -> bool:
     """Whether a sentence ends within a word, its stop and what follows."""
     model = english()

@@ -41,7 +41,8 @@ def _split_fused(found: re.Match[str]) -> str:
     return f" {first} {second} "
 
 
-def sentence_tokens(sentence: str) -> list[str]:
+@lru_cache(maxsize=1024)  # loose variants share their sentences
+def sentence_tokens(sentence: str) -> tuple[str, ...]:
     """Split one sentence into tokens."""
     text = _OPENING.sub(_space_opening, sentence)
     text = _OPENING_AFTER_SPACE.sub(" `` ", text)
@@ -56,7 +57,7 @@ def sentence_tokens(sentence: str) -> list[str]:
     text = _FUSED.sub(_split_fused, text)
     for fused in _FUSED_IT:
         text = fused.sub(r" \1 \2 ", text)
-    return text.split()
+    return tuple(text.split())
 
 
 @lru_cache(maxsize=64)
