@@ -107,11 +107,12 @@ def _draw(ngrams: list[int], profiles: _Profiles, generator: random.Random) -> n
     for draws in range(0, _MOST_DRAWS + 1, 5):
         drawn = [ngrams[_below(len(ngrams), generator)] for _ in range(5 if draws else 1)]
         new_D_L = factors_D_L[1 : 1 + len(drawn)]
-        np.add(profiles.frequencies_N_L[drawn], smoothing, out=new_D_L)
+        np.add(profiles.frequencies_N_L.take(drawn, axis=0), smoothing, out=new_D_L)
         # row after row, and summed from the left, so that rounding is langdetect's
-        values = np.multiply.reduce(factors_D_L[: 1 + len(drawn)], axis=0).tolist()
+        product_L = np.multiply.reduce(factors_D_L[: 1 + len(drawn)], axis=0)
+        values = product_L.tolist()
         total = sum(values)
-        np.divide(values, total, out=weights_L)
+        np.divide(product_L, total, out=weights_L)
         if max(values) / total > _CONVERGED:
             break
     return weights_L
