@@ -6,7 +6,6 @@ odd corner (`regex` counts combining marks as word characters).
 """
 
 import re
-import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -25,9 +24,7 @@ def _compile(source: str, before: str, after: str, flags: int) -> tuple[Any, boo
     if timed := not _CAN_RUN_AWAY.isdisjoint(source):
         engine = import_extra("regex")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # both engines muse about sets within sets
-            return engine.compile(before + source + after, flags), timed
+        return engine.compile(before + source + after, flags), timed
     except (re.error, RecursionError, OverflowError, engine.error) as problem:
         hint = "escape it, or check with fixed=True, which takes it literally"
         raise CheckerError(f"{source!r} is not a regular expression ({problem}); {hint}") from problem
