@@ -9,6 +9,7 @@ Source: Pyatkin et al., Generalizing Verifiable Instruction Following, arXiv:250
 import re
 from collections import Counter
 from itertools import pairwise
+from string import ascii_lowercase
 
 from tjd.checkers import punkt, tagger, treebank
 from tjd.checkers.arguments import Amount, Checker, Count, Filled, Positive
@@ -155,10 +156,10 @@ def sentence_words(response: str, *, fixed: bool = False) -> bool:
 def alphabet(response: str) -> bool:
     """Every word starts with the letter after that of the word before."""
     initials = [token[0].lower() for token in split_without_punctuation(response)]
-    if not initials or not "a" <= initials[0] <= "z":
+    if not initials or initials[0] not in ascii_lowercase:
         return False
-    start = ord(initials[0]) - ord("a")
-    return all(initial == chr(ord("a") + (start + index) % 26) for index, initial in enumerate(initials))
+    start = ascii_lowercase.index(initials[0])
+    return all(initial == ascii_lowercase[(start + index) % 26] for index, initial in enumerate(initials))
 
 
 def vowel(response: str) -> bool:
