@@ -12,9 +12,9 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Protocol, TypedDict, TypeVar
+from typing import Any, Literal, Protocol, TypedDict, TypeVar
 
 from tjd.config import BackendConfig
 from tjd.errors import ConfigError
@@ -38,6 +38,7 @@ class Request:
     top_p: float = 1.0
     max_tokens: int = 1024
     seed: int = 0  # of sampling; votes on the same prompt differ in it
+    note: Any = field(default=None, compare=False)  # what the asker wants to know when the completion is read
 
     @property
     def prompt_digest(self) -> str:
@@ -174,6 +175,12 @@ def merged(first: Completion, second: Completion) -> Completion:
 
 def _sum(a: Number | None, b: Number | None) -> Number | None:
     return None if a is None or b is None else a + b
+
+
+def asked_again(request: Request, completion: Completion, text: str) -> Request:
+    """The same conversation, with the answer that came and a further turn of the user."""
+    answer = Message(role="assistant", content=completion.text or "(nothing)")  # some providers refuse an empty turn
+    return replace(request, messages=(*request.messages, answer, Message(role="user", content=text)))
 
 
 def user(text: str) -> tuple[Message, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 UNREADABLE = "neither Yes nor No"
 CUT = "cut at max_tokens"
+SILENT = "the model said nothing"
 
 _THINKING = re.compile(r"^.*</think>|<think>.*$", re.DOTALL)
 _MARKUP = re.compile(r"[*_`#>~\"'“”\u2018\u2019]|^\s*[-•]\s+", re.MULTILINE)
@@ -18,8 +19,8 @@ _FENCED = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
 
 
 def without_thinking(text: str) -> str:
-    """The text after a model's reasoning; empty if it was cut while reasoning."""
-    return _THINKING.sub("", text).strip()
+    """The text after a model's reasoning; empty if it was cut while reasoning, unchanged if there is none."""
+    return _THINKING.sub("", text).strip() if "think>" in text else text
 
 
 def verdict(text: str, finish_reason: str | None = None) -> tuple[bool | None, str | None]:
@@ -35,7 +36,7 @@ def verdict(text: str, finish_reason: str | None = None) -> tuple[bool | None, s
     found = _VERDICT.fullmatch(lines[-1]) if lines and not (cut and len(lines) > 1) else None
     if found:
         return _is_yes(found[1]), None
-    return None, CUT if cut else _silence(text, finish_reason) or UNREADABLE
+    return None, _reason(text, finish_reason, UNREADABLE)
 
 
 def numbered_verdicts(text: str, n: int, finish_reason: str | None = None) -> tuple[list[bool | None], str | None]:
@@ -48,11 +49,7 @@ def numbered_verdicts(text: str, n: int, finish_reason: str | None = None) -> tu
     verdicts = {int(match[1]): _is_yes(match[2]) for match in found if match}
     if len(found) == n and sorted(verdicts) == list(range(1, n + 1)):
         return [verdicts[number] for number in range(1, n + 1)], None
-    if finish_reason == "length":
-        reason = CUT
-    else:
-        reason = _silence(text, finish_reason) or f"not {n} numbered lines of Yes or No"
-    return [None] * n, reason
+    return [None] * n, _reason(text, finish_reason, f"not {n} numbered lines of Yes or No")
 
 
 def json_object(text: str, finish_reason: str | None = None) -> tuple[dict[str, Any] | None, str | None]:
@@ -67,9 +64,11 @@ def json_object(text: str, finish_reason: str | None = None) -> tuple[dict[str, 
     try:
         found = json.loads(candidate)
     except ValueError:
-        reason = CUT if finish_reason == "length" else _silence(text, finish_reason) or "not a JSON object"
-        return None, reason
-    return (found, None) if isinstance(found, dict) else (None, "not a JSON object")
+        return None, _reason(text, finish_reason, "not a JSON object")
+    if not isinstance(found, dict):
+        return None, "not a JSON object"
+    # an escaped half of a surrogate pair would break every table
+    return json.loads(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace")), None
 
 
 def _lines(text: str) -> list[str]:
@@ -77,10 +76,12 @@ def _lines(text: str) -> list[str]:
     return [line.strip() for line in plain.splitlines() if line.strip()]
 
 
-def _silence(text: str, finish_reason: str | None) -> str | None:
-    if without_thinking(text):
-        return None
-    return "the teacher said nothing" + (f" ({finish_reason})" if finish_reason not in (None, "stop") else "")
+def _reason(text: str, finish_reason: str | None, otherwise: str) -> str:
+    if finish_reason == "length":
+        return CUT
+    if without_thinking(text).strip():
+        return otherwise
+    return SILENT if finish_reason in (None, "stop") else f"{SILENT} ({finish_reason})"
 
 
 def _is_yes(word: str) -> bool:

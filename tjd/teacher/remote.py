@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,14 @@ BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 60.0  # doubles with each attempt
 LONGEST_RETRY_AFTER_S = 300.0  # what a server may ask for
 
 logger = logging.getLogger(__name__)
+
+
+Halt = Future[None]
+"""Done when a run of `ask` is over; holds the error that ended it, whichever request met it."""
+
+
+class Halted(Exception):
+    """A request that nobody waits for any more."""
 
 
 class Remote:
@@ -60,7 +69,7 @@ class Remote:
             BackendError: The key is refused, there is no such model, or calls fail one after the other.
         """
         window: deque[Future[Completion]] = deque()
-        halt: Future[None] = Future()  # the error that ends the run, whichever request met it
+        halt: Halt = Future()
         loop = _event_loop()
         size = LOOK_AHEAD * self._config.concurrency
         self._failures = 0
@@ -71,40 +80,42 @@ class Remote:
                     yield _outcome(window.popleft(), halt)
             while window:
                 yield _outcome(window.popleft(), halt)
-        finally:
-            for pending in window:
-                pending.cancel()
+        finally:  # calls in flight may still arrive and be kept; no other is begun
+            if not halt.done():
+                halt.set_result(None)
 
     def close(self) -> None:
         """Close the cache."""
         self._ledger.close()
 
-    async def _answer(self, request: Request, again: Again | None, halt: Future[None]) -> Completion:
+    async def _answer(self, request: Request, again: Again | None, halt: Halt) -> Completion:
         try:
-            first = await self._complete(request)
+            first = await self._complete(request, halt)
             second = follow_up(request, first, again)
-            return first if second is None else merged(first, await self._complete(second))
+            return first if second is None else merged(first, await self._complete(second, halt))
         except BackendError as exc:
             if not halt.done():
                 halt.set_exception(exc)
             raise
 
-    async def _complete(self, request: Request) -> Completion:
+    async def _complete(self, request: Request, halt: Halt) -> Completion:
         key = self._ledger.key(request)
-        if key in self._in_flight:  # an equal request is being asked already
-            self.usage.cached += 1
-            return await asyncio.shield(self._in_flight[key])
+        while key in self._in_flight:  # an equal request is being asked already
+            with suppress(Halted):
+                shared = await asyncio.shield(self._in_flight[key])
+                self.usage.cached += 1
+                return shared
         if found := self._ledger.find(request):
             return found
-        task = self._in_flight[key] = asyncio.ensure_future(self._call(request))
+        task = self._in_flight[key] = asyncio.ensure_future(self._call(request, halt))
         try:
             return await task
         finally:
             del self._in_flight[key]
 
-    async def _call(self, request: Request) -> Completion:
+    async def _call(self, request: Request, halt: Halt) -> Completion:
         async with self._slots:
-            completion = await self._attempts(request)
+            completion = await self._attempts(request, halt)
         self._ledger.enter([(request, completion)])
         self._failures = 0 if completion.text is not None else self._failures + 1
         if self._failures >= FAILURES_IN_A_ROW:
@@ -114,12 +125,14 @@ class Remote:
             )
         return completion
 
-    async def _attempts(self, request: Request) -> Completion:
+    async def _attempts(self, request: Request, halt: Halt) -> Completion:
         trouble = Trouble("was never called", retry=False)
         for attempt in range(self._config.retries + 1):
             if attempt:
                 self.usage.retries += 1
                 await asyncio.sleep(self._pause_s(attempt, trouble))
+            if halt.done():
+                raise Halted
             try:
                 async with asyncio.timeout(self._config.timeout_s or None):
                     return self._completion(await self._litellm.acompletion(**self._arguments(request)))
@@ -223,7 +236,7 @@ def _one_line(exc: Exception) -> str:
     return re.sub(r"\b(sk|key|AIza)[-\w*]{8,}", "***", said)[:200]
 
 
-def _outcome(pending: "Future[Completion]", halt: "Future[Any]") -> Completion:
+def _outcome(pending: Future[Completion], halt: Halt) -> Completion:
     either: list[Future[Any]] = [pending, halt]
     wait(either, return_when=FIRST_COMPLETED)
     if halt.done():

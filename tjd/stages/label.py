@@ -1,0 +1,181 @@
+"""Label: one verdict per (response, constraint), by code for a rule and by the teacher for a soft constraint.
+
+In: responses with their constraints. Out: labels. As in the paper (section 3.3) the teacher sees one constraint at a
+time; mode `batch` shows it all soft constraints of a response at once, which is cheaper and less exact. Unlike the
+paper, a verdict can be missing: what cannot be read is null with a reason, never a "no".
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, tee
+from typing import Any
+
+from tjd.config import LabelConfig, Mode
+from tjd.prompts import Prompt
+from tjd.tables import Row
+from tjd.teacher import Ask, Completion, Request, asked_again, reading, user
+
+NEED = ("response_id", "query", "response", "constraints")
+VARIABLES = {
+    "pointwise": ("query", "constraint", "response"),
+    "batch": ("n", "query", "constraints", "response"),
+}
+TIED = "votes are tied"
+
+Check = Callable[[str, Mapping[str, Any], str], tuple[bool | None, str | None]]
+"""Checker, kwargs and response; whether the rule is followed, or null and the reason."""
+
+Constraint = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What is known of one constraint, and how."""
+
+    mode: str  # "pointwise", "batch" or "rule"
+    votes: Sequence[bool | None] = ()
+    followed: bool | None = None
+    agreement: float | None = None
+    error: str | None = None
+    cost_usd: float | None = 0.0
+    teacher: str | None = None
+
+
+def label(
+    rows: Iterable[Row], prompt: Prompt, again: Prompt, ask: Ask, config: LabelConfig, check: Check
+) -> Iterator[Row]:
+    """Give each (response, constraint) a verdict.
+
+    Args:
+        rows: RESPONSES.
+        prompt: Its variables are `VARIABLES[config.mode]`.
+        again: Its variable is `reason`; asked once where a completion cannot be read.
+        ask: The teacher.
+        config: Votes are asked with the seeds `config.seed`, `config.seed + 1`, ...
+        check: Decides a rule.
+
+    Yields:
+        LABELS, in the order of `rows` and of their constraints. `followed` is null, with a reason in `error`, where the
+        response is null, no vote can be read, votes are tied, or the checker failed.
+
+    Raises:
+        PromptError: The prompt names other variables.
+        BackendError: The teacher failed past its retries.
+    """
+
+    def unreadable(request: Request, completion: Completion) -> Request | None:
+        _, reason = read(completion, request.note)
+        return asked_again(request, completion, again.render(reason=reason)) if reason else None
+
+    ahead, behind = tee(rows)
+    requests = (
+        request
+        for row in ahead
+        for question in questions(row, config.mode)
+        for request in requests_of(row, question, prompt, config)
+    )
+    completions = ask(requests, unreadable)
+    for row in behind:
+        opinions: dict[int, Opinion] = {}
+        for question in questions(row, config.mode):
+            votes = list(islice(completions, config.votes))
+            opinions |= zip(question, _tallied(votes, len(question), config.mode), strict=True)
+        for place, constraint in enumerate(row["constraints"] or ()):
+            opinion = opinions.get(place) or _unasked(row, constraint, config.mode, check)
+            yield _labelled(row, constraint, opinion)
+
+
+def questions(row: Row, mode: Mode) -> list[list[int]]:
+    """Which constraints of a response the teacher is asked about together, by their place in the list."""
+    if row["response"] is None:
+        return []
+    places = [i for i, c in enumerate(row["constraints"] or ()) if c["kind"] == "soft" and c["text"]]
+    if mode == "pointwise":
+        return [[place] for place in places]
+    return [places] if places else []
+
+
+def requests_of(row: Row, question: Sequence[int], prompt: Prompt, config: LabelConfig) -> list[Request]:
+    """One request per vote."""
+    texts = [row["constraints"][place]["text"] for place in question]
+    values = {"query": row["query"] or "", "response": row["response"]}
+    if config.mode == "pointwise":
+        values |= {"constraint": texts[0]}
+    else:
+        values |= {"n": str(len(texts)), "constraints": "\n".join(f"{i}: {text}" for i, text in enumerate(texts, 1))}
+    request = Request(
+        user(prompt.render(**values)),
+        temperature=config.temperature,
+        max_tokens=config.max_tokens,
+        note=None if config.mode == "pointwise" else len(texts),
+    )
+    return [replace(request, seed=config.seed + vote) for vote in range(config.votes)]
+
+
+def read(completion: Completion, n: int | None) -> tuple[list[bool | None], str | None]:
+    """The verdicts in a completion: one, or where `n` is given so many numbered ones; nulls and the reason else."""
+    if completion.text is None:
+        return [None] * (n or 1), completion.error or "the call failed"
+    if n is None:
+        followed, reason = reading.verdict(completion.text, completion.finish_reason)
+        return [followed], reason
+    return reading.numbered_verdicts(completion.text, n, completion.finish_reason)
+
+
+def majority(votes: Sequence[bool | None]) -> tuple[bool | None, float | None]:
+    """The verdict of most readable votes, and the share that agrees; null where none is readable, or they are tied."""
+    readable = [vote for vote in votes if vote is not None]
+    if not readable:
+        return None, None
+    share = sum(readable) / len(readable)
+    return (None if share == 0.5 else share > 0.5), max(share, 1 - share)
+
+
+def _tallied(completions: Sequence[Completion], n: int, mode: Mode) -> list[Opinion]:
+    """One opinion per constraint of a question; the cost of a completion is shared equally by them."""
+    ballots = [read(completion, None if mode == "pointwise" else n) for completion in completions]
+    first_reason = next((reason for _, reason in ballots if reason), None)
+    costs = [completion.cost_usd for completion in completions]
+    known = [cost for cost in costs if cost is not None]
+    cost_usd = sum(known) / n if len(known) == len(costs) else None
+    opinions = []
+    for votes in zip(*(verdicts for verdicts, _ in ballots), strict=True):
+        followed, agreement = majority(votes)
+        error = TIED if followed is None and agreement is not None else first_reason
+        opinions.append(Opinion(mode, votes, followed, agreement, error, cost_usd, completions[0].model))
+    return opinions
+
+
+def _unasked(row: Row, constraint: Constraint, mode: Mode, check: Check) -> Opinion:
+    """The opinion where no teacher is needed, or where there is nothing to ask it."""
+    kind = constraint["kind"]
+    how = "rule" if kind == "rule" else mode
+    if kind not in ("rule", "soft"):
+        return Opinion(how, error=f"the kind of a constraint is 'rule' or 'soft', not '{kind}'")
+    if row["response"] is None:
+        reason = row.get("error")
+        return Opinion(how, error="there is no response" + (f": {reason}" if reason else ""))
+    if kind == "soft":
+        return Opinion(how, error="the constraint has no text")
+    try:
+        kwargs = json.loads(constraint["kwargs"] or "{}")
+    except ValueError:
+        return Opinion(how, error="the kwargs of the rule are not JSON")
+    followed, error = check(constraint["checker"], kwargs, row["response"])
+    return Opinion(how, followed=followed, error=error)
+
+
+def _labelled(row: Row, constraint: Constraint, opinion: Opinion) -> Row:
+    about = {name: constraint[name] for name in ("constraint_id", "kind", "category", "checker", "kwargs")}
+    verdict = {
+        "constraint": constraint["text"],
+        "followed": opinion.followed,
+        "votes": list(opinion.votes),
+        "agreement": opinion.agreement,
+        "mode": opinion.mode,
+        "teacher": opinion.teacher,
+        "error": opinion.error,
+        "cost_usd": opinion.cost_usd,
+    }
+    return {**row, **about, **verdict}

@@ -1,0 +1,72 @@
+"""Sample: a pool of responses from several models, with the constraints shown and without.
+
+In: instructions. Out: responses. The paper (section 4.1) draws from a heterogeneous pool so that both verdicts occur;
+showing a model the bare query is the cheapest way to responses that break the constraints.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import product, tee
+
+from tjd.config import SampleConfig
+from tjd.tables import Row, text_id
+from tjd.teacher import Ask, Completion, Request, reading, user
+
+NEED = ("instruction_id", "query", "instruction")
+SHOWN = {"with_constraint": "instruction", "without_constraint": "query"}  # condition to the column a model reads
+
+
+def sample(rows: Callable[[], Iterable[Row]], models: Iterable[tuple[str, Ask]], config: SampleConfig) -> Iterator[Row]:
+    """Ask every model for `config.n` responses per instruction and condition.
+
+    Args:
+        rows: Opens INSTRUCTIONS; called once per model.
+        models: Public name and `ask`, taken one after the other.
+        config: Responses to one prompt are asked with the seeds `config.seed`, `config.seed + 1`, ...
+
+    Yields:
+        RESPONSES, by model, then in the order of `rows`, then by condition, then by seed. `response` is null, with a
+        reason in `error`, where there is nothing to show the model, the call failed, or nothing came back.
+
+    Raises:
+        BackendError: A model failed past its retries.
+    """
+    for model, ask in models:
+        ahead, behind = tee((row, *turn) for row in rows() for turn in product(config.condition, range(config.n)))
+        requests = (
+            request_of(row[SHOWN[condition]], config, k) for row, condition, k in ahead if row[SHOWN[condition]]
+        )
+        completions = ask(requests)
+        for row, condition, k in behind:
+            seed = config.seed + k
+            if row[SHOWN[condition]]:
+                completion = next(completions)
+            else:
+                reason = row.get("error")
+                missing = f"there is no {SHOWN[condition]}" + (f": {reason}" if reason else "")
+                completion = Completion(None, model, cost_usd=0.0, error=missing)
+            yield {
+                **row,
+                **_response(completion),
+                "response_id": text_id(row["instruction_id"], model, condition, str(seed)),
+                "model": model,
+                "condition": condition,
+                "temperature": config.temperature,
+                "seed": seed,
+            }
+
+
+def request_of(text: str, config: SampleConfig, k: int) -> Request:
+    """The request for response `k` to a prompt."""
+    return Request(user(text), config.temperature, config.top_p, config.max_tokens, seed=config.seed + k)
+
+
+def _response(completion: Completion) -> Row:
+    text = completion.text if completion.text is None else reading.without_thinking(completion.text)
+    said_nothing = text is not None and not text.strip()
+    return {
+        "response": None if said_nothing else text,
+        "finish_reason": completion.finish_reason,
+        "n_tokens": completion.n_tokens,
+        "error": reading.SILENT if said_nothing else completion.error,
+        "cost_usd": completion.cost_usd,
+    }

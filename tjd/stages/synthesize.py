@@ -1,0 +1,171 @@
+"""Synthesize: the teacher writes soft constraints for each query and weaves them into an instruction.
+
+In: queries. Out: instructions, one per query. As in the paper (section 4.1), with two additions: categories are
+assigned in balance over the table, and rule constraints that a query already has are kept and shown to the teacher.
+"""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import tee
+from typing import Any
+
+from tjd import tables
+from tjd.config import SynthesizeConfig
+from tjd.errors import DataError
+from tjd.prompts import Prompt
+from tjd.tables import Row
+from tjd.taxonomy import Category, choose
+from tjd.teacher import Ask, Completion, Request, asked_again, reading, user
+
+VARIABLES = ("n", "categories", "query", "rules")
+EMPTY = Completion(None, "", cost_usd=0.0, error="the query is empty")
+FIELDS = tuple(field.name for field in tables.CONSTRAINT)
+
+Constraint = dict[str, Any]
+
+
+def synthesize(
+    rows: Iterable[Row],
+    prompt: Prompt,
+    again: Prompt,
+    ask: Ask,
+    config: SynthesizeConfig,
+    taxonomy: Mapping[str, Category],
+) -> Iterator[Row]:
+    """Turn each query into an instruction with soft constraints.
+
+    Args:
+        rows: QUERIES. A column `category` fixes the first category of a row; a column `constraints` is kept.
+        prompt: Its variables are `VARIABLES`.
+        again: Its variable is `reason`; asked once where a completion cannot be used.
+        ask: The teacher.
+        config: See `SynthesizeConfig`.
+        taxonomy: Every known category by name.
+
+    Yields:
+        INSTRUCTIONS, in the order of `rows`. Where the teacher failed, `instruction` is null, `error` says why, and
+        only the constraints that the query brought are left.
+
+    Raises:
+        ConfigError: An unknown category is asked for.
+        DataError: A row names an unknown category, or its constraints are not a list of constraints.
+        BackendError: The teacher failed past its retries.
+    """
+
+    def unusable(request: Request, completion: Completion) -> Request | None:
+        _, reason = read(completion, request.note)
+        return asked_again(request, completion, again.render(reason=reason)) if reason else None
+
+    chosen = choose(dict(taxonomy), config.category)
+    ahead, behind = tee(_assigned(rows, chosen, taxonomy, config))
+    requests = (request_of(row, categories, prompt, config, taxonomy) for row, categories in ahead if row["query"])
+    completions = ask(requests, unusable)
+    for row, categories in behind:
+        completion = next(completions) if row["query"] else EMPTY
+        yield _instruction(row, completion, categories)
+
+
+def request_of(
+    row: Row, categories: Sequence[str], prompt: Prompt, config: SynthesizeConfig, taxonomy: Mapping[str, Category]
+) -> Request:
+    """The request for one query."""
+    described = [f"{taxonomy[name].definition} For example: {taxonomy[name].example}" for name in categories]
+    wanted = [f"{i}. {name}: {text}" for i, (name, text) in enumerate(zip(categories, described, strict=True), 1)]
+    rules = [f"- {constraint['text'] or constraint['checker']}" for constraint in given_constraints(row)]
+    text = prompt.render(
+        n=str(len(categories)),
+        categories="\n".join(wanted),
+        query=row["query"],
+        rules="\n".join(rules) or "(none)",
+    )
+    return Request(
+        user(text), config.temperature, max_tokens=config.max_tokens, seed=config.seed, note=tuple(categories)
+    )
+
+
+def read(completion: Completion, categories: Sequence[str]) -> tuple[dict[str, Any] | None, str | None]:
+    """The constraints and the instruction in a completion, or null and what is wrong with it."""
+    if completion.text is None:
+        return None, completion.error or "the call failed"
+    found, reason = reading.json_object(completion.text, completion.finish_reason)
+    if found is None:
+        return None, reason
+    constraints = found.get("constraints")
+    if not isinstance(constraints, list) or not all(
+        isinstance(c, dict) and _is_text(c.get("text")) for c in constraints
+    ):
+        return None, "'constraints' must be a list of objects with a 'category' and a 'text'"
+    if [str(c.get("category")).strip().lower() for c in constraints] != [name.lower() for name in categories]:
+        return None, f"'constraints' must have the categories {', '.join(categories)}, in this order"
+    if not _is_text(found.get("instruction")):
+        return None, "'instruction' must be a text that is not empty"
+    return {"instruction": found["instruction"].strip(), "texts": [c["text"].strip() for c in constraints]}, None
+
+
+def given_constraints(row: Row) -> list[Constraint]:
+    """The constraints that a query brings, completed with ids and with kwargs as JSON.
+
+    Raises:
+        DataError: They are not a list of constraints.
+    """
+    given = row.get("constraints")
+    if given is None:
+        return []
+    if not isinstance(given, list) or not all(isinstance(item, dict) for item in given):
+        raise DataError(f"query {row['query_id']}: 'constraints' must be a list of {{{', '.join(FIELDS)}}}")
+    completed, seen = [], Counter[str]()
+    for item in given:
+        constraint = {name: item.get(name) for name in FIELDS}
+        kind = constraint["kind"] = constraint["kind"] or ("rule" if constraint["checker"] else "soft")
+        if kind not in ("rule", "soft") or not (constraint["checker"] if kind == "rule" else constraint["text"]):
+            raise DataError(f"query {row['query_id']}: a rule needs a checker, a soft constraint needs a text")
+        if isinstance(constraint["kwargs"], dict):
+            # Arrow gives every struct of a column the fields of all others, as nulls
+            kwargs = {name: value for name, value in constraint["kwargs"].items() if value is not None}
+            constraint["kwargs"] = json.dumps(kwargs, ensure_ascii=False)
+        constraint["constraint_id"] = constraint["constraint_id"] or f"{row['query_id']}/{kind}-{seen[kind]}"
+        seen[kind] += 1
+        completed.append(constraint)
+    return completed
+
+
+def _assigned(
+    rows: Iterable[Row], chosen: Sequence[str], taxonomy: Mapping[str, Category], config: SynthesizeConfig
+) -> Iterator[tuple[Row, tuple[str, ...]]]:
+    """Give each row `per_query` categories: always those used least so far, ties broken by the seed."""
+    chance, used = random.Random(config.seed), Counter[str]()
+    for row in rows:
+        fixed = row.get("category")
+        if fixed is not None and fixed not in taxonomy:
+            raise DataError(f"query {row['query_id']} has the unknown category '{fixed}'; known: {', '.join(taxonomy)}")
+        rest = [name for name in chosen if name != fixed]
+        order = sorted(rest, key=lambda name: (used[name], chance.random()))
+        cycle = order if fixed is None else [fixed, *order]
+        categories = tuple(cycle[k % len(cycle)] for k in range(config.per_query))
+        used.update(categories)
+        yield row, categories
+
+
+def _instruction(row: Row, completion: Completion, categories: Sequence[str]) -> Row:
+    written, error = read(completion, categories)
+    given = given_constraints(row)
+    new = []
+    if written:
+        n_soft = sum(constraint["kind"] == "soft" for constraint in given)
+        for k, (category, text) in enumerate(zip(categories, written["texts"], strict=True), n_soft):
+            key = {"constraint_id": f"{row['query_id']}/soft-{k}", "kind": "soft"}
+            new.append({**dict.fromkeys(FIELDS), **key, "category": category, "text": text})
+    return {
+        **row,
+        "instruction_id": row["query_id"],
+        "instruction": written["instruction"] if written else None,
+        "constraints": [*given, *new],
+        "error": error,
+        "cost_usd": completion.cost_usd,
+    }
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
