@@ -1,16 +1,27 @@
-"""One frozen dataclass per stage: the only home of a default. Every field is a flag of the same name."""
+"""One frozen dataclass per stage: the only home of a default, and of the help text of its flag.
 
-from dataclasses import asdict, dataclass
+Every field is a flag of the same name on the command line (`tjd/cli.py` derives them), a key of the command's table in a
+config file, and part of the provenance of what the command writes.
+"""
+
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from tjd.errors import ConfigError
 
 CONDITIONS = ("with_constraint", "without_constraint")
-LAYOUTS = ("3-for-3", "1-for-3", "1-for-all")
+SPLIT_CHOICES = ("train", "validation", "test", "all")
 
 Layout = Literal["3-for-3", "1-for-3", "1-for-all"]
 Mode = Literal["pointwise", "batch"]
 SoftReward = Literal["verdict", "score"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+SplitChoice = Literal["train", "validation", "test", "all"]
+
+
+def flag(default: Any, help: str, *names: str) -> Any:
+    """A field with its default, its help text, and further names on the command line (`-t`)."""
+    return field(default=default, metadata={"help": help, "names": names})
 
 
 def as_dict(config: Any) -> dict[str, Any]:
@@ -32,12 +43,12 @@ def _share(config: Any, *names: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendConfig:
-    """How to reach a model; nothing here changes an answer."""
+    """How to reach a model; nothing here changes an answer, so none of it is provenance."""
 
-    concurrency: int = 64  # calls in flight
-    retries: int = 5  # attempts after the first, per call
-    timeout_s: float = 120.0  # seconds, per attempt
-    batch_size: int = 32  # prompts at once of a local model
+    concurrency: int = flag(64, "Calls in flight.")
+    retries: int = flag(5, "Further attempts per failed call, with growing pauses.")
+    timeout_s: float = flag(120.0, "Seconds per attempt.")
+    batch_size: int = flag(32, "Prompts at once of a local model.")
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -45,17 +56,24 @@ class BackendConfig:
         _at_least(self, 0, "retries", "timeout_s")
 
 
+TEACHER = "gemini/gemini-3-pro-preview"  # the paper's, section 4.1
+TEACHER_HELP = "litellm name, `hf:NAME`, `hf:embedded`, or `recorded:FILE`."
+CATEGORY_HELP = "Category; repeatable. Default: those the taxonomy marks (style, structure, semantic)."
+TAXONOMY_HELP = "TOML file with your own categories; see data/taxonomy.toml for the form."
+SEED_HELP = "Same inputs and seed give the same table."
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SynthesizeConfig:
     """Settings of `tjd synthesize` (paper, 4.1)."""
 
-    teacher: str = "gemini/gemini-3-pro-preview"
-    category: tuple[str, ...] = ()  # empty: the taxonomy's defaults
-    per_query: int = 1  # soft constraints per query
-    temperature: float = 1.0
-    max_tokens: int = 2048
-    max_invalid: float = 0.1  # share of rows without an instruction above which the command fails
-    seed: int = 0
+    teacher: str = flag(TEACHER, TEACHER_HELP, "-t")
+    category: tuple[str, ...] = flag((), CATEGORY_HELP, "-c")
+    per_query: int = flag(1, "Soft constraints per query.")
+    temperature: float = flag(1.0, "Sampling temperature; 0 is greedy.")
+    max_tokens: int = flag(2048, "Longest completion, in tokens.")
+    max_invalid: float = flag(0.1, "Exit 5 above this share of rows without an instruction; the table is written.")
+    seed: int = flag(0, SEED_HELP)
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -68,19 +86,19 @@ class SynthesizeConfig:
 class SampleConfig:
     """Settings of `tjd sample` (paper, 4.1: a heterogeneous pool)."""
 
-    model: tuple[str, ...]
-    n: int = 1  # responses per instruction, model and condition
-    condition: tuple[str, ...] = CONDITIONS
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_tokens: int = 1024
-    max_invalid: float = 0.1  # share of failed responses above which the command fails
-    seed: int = 0
+    model: tuple[str, ...] = flag((), "Who responds: litellm name or `hf:NAME`; repeatable.", "-m")
+    n: int = flag(1, "Responses per instruction, model and condition.")
+    condition: tuple[str, ...] = flag(CONDITIONS, "What the model sees; repeatable. Default: both.")
+    temperature: float = flag(1.0, "Sampling temperature; 0 is greedy.")
+    top_p: float = flag(1.0, "Nucleus sampling: the share of probability to keep.")
+    max_tokens: int = flag(1024, "Longest response, in tokens.")
+    max_invalid: float = flag(0.1, "Exit 5 above this share of failed responses; the table is written.")
+    seed: int = flag(0, SEED_HELP)
 
     def __post_init__(self) -> None:
         """Check ranges."""
         if not self.model:
-            raise ConfigError("tjd sample needs at least one --model")
+            raise ConfigError("tjd sample needs at least one --model, for example --model hf:embedded")
         for name in self.condition:
             if name not in CONDITIONS:
                 raise ConfigError(f"--condition must be one of {', '.join(CONDITIONS)}, not '{name}'")
@@ -93,13 +111,13 @@ class SampleConfig:
 class LabelConfig:
     """Settings of `tjd label` (paper, 4.1 and 3.3: one constraint at a time)."""
 
-    teacher: str = "gemini/gemini-3-pro-preview"
-    mode: Mode = "pointwise"
-    votes: int = 1
-    temperature: float = 1.0  # votes need spread; at 0 they would repeat each other
-    max_tokens: int = 1024
-    max_invalid: float = 0.05  # share of null verdicts above which the command fails
-    seed: int = 0
+    teacher: str = flag(TEACHER, TEACHER_HELP, "-t")
+    mode: Mode = flag("pointwise", "One constraint per call, or all of a response at once (the paper's baseline).")
+    votes: int = flag(1, "Verdicts per constraint; the majority counts.")
+    temperature: float = flag(1.0, "Sampling temperature; at 0, votes repeat each other.")
+    max_tokens: int = flag(1024, "Longest completion, in tokens.")
+    max_invalid: float = flag(0.05, "Exit 5 above this share of null verdicts; the table is written.")
+    seed: int = flag(0, SEED_HELP)
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -108,3 +126,115 @@ class LabelConfig:
         _at_least(self, 1, "votes", "max_tokens")
         _at_least(self, 0, "temperature")
         _share(self, "max_invalid")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainJudgeConfig:
+    """Settings of `tjd train-judge` (paper, 4.1, Eq. 4)."""
+
+    base: str = flag("Qwen/Qwen3-0.6B", "Backbone: hub name, folder, or `embedded` (SmolLM2-135M-Instruct).", "-b")
+    layout: Layout = flag("3-for-3", "A specialist per category, one for the chosen ones, or one for all.")
+    category: tuple[str, ...] = flag((), CATEGORY_HELP, "-c")
+    prompt: str = flag("judge.v1", "Judge prompt: a shipped name or a .md file.")
+    full: bool = flag(False, "Train all weights instead of LoRA adapters.")
+    lora_rank: int = flag(16, "Rank of the adapters.")
+    lora_layers: int = flag(0, "Adapt only this many layers from the top; 0 adapts all.")
+    learning_rate: float = flag(0.0, "Peak rate; 0 takes 2e-4 for LoRA and 1e-5 for all weights.")
+    epochs: int = flag(3, "Passes over the rows, at most.")
+    patience: int = flag(1, "Stop after this many epochs without a lower validation loss.")
+    batch_size: int = flag(16, "Rows per optimiser step.")
+    max_instruction_tokens: int = flag(1024, "Longer instructions lose their middle.")
+    max_response_tokens: int = flag(1024, "Longer responses lose their end.")
+    dtype: Dtype = flag("auto", "`auto` takes bfloat16 where the hardware multiplies it natively.")
+    seed: int = flag(0, "Of the split, the order of rows and the adapters.")
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _at_least(self, 1, "epochs", "patience", "batch_size", "lora_rank", "max_instruction_tokens")
+        _at_least(self, 1, "max_response_tokens")
+        _at_least(self, 0, "lora_layers", "learning_rate")
+
+    @property
+    def rate(self) -> float:
+        """The learning rate in force."""
+        return self.learning_rate or (1e-5 if self.full else 2e-4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalJudgeConfig:
+    """Settings of `tjd eval-judge` (paper, 5.3.3)."""
+
+    teacher: str = flag("", "Compare with a model that was not trained: `hf:NAME`, or a litellm name.", "-t")
+    split: SplitChoice = flag("test", "Rows to measure on; a column `split` wins over the judges' own split.")
+    dtype: Dtype = flag("auto", "`auto` takes bfloat16 where the hardware multiplies it natively.")
+    seed: int = flag(0, "Of the bootstrap.")
+
+
+# Table 4 of the paper. Its trainer, MindSpeed-RL, counts prompts in "global batch" and "mini batch": 128 prompts with 8
+# responses each are one optimiser step of 1024 responses.
+RL_PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "policy": "Qwen/Qwen2.5-7B-Instruct",
+        "steps": 400,
+        "prompts_per_step": 128,
+        "group_size": 8,
+        "micro_batch": 4,
+        "max_prompt_tokens": 2048,
+        "max_response_tokens": 6144,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "learning_rate": 1e-6,
+        "kl": 0.001,
+        "full": True,
+        "activation_checkpointing": True,
+        "vllm": True,
+        "vllm_memory": 0.6,
+    }
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RlConfig:
+    """Settings of `tjd rl` (paper, 2.2 and 4.2); `RL_PRESETS` holds those of Table 4."""
+
+    policy: str = flag("Qwen/Qwen3-0.6B", "Model to train: hub name, folder, or `embedded`.", "-p")
+    steps: int = flag(100, "Optimiser steps; a finished run continues when this grows.")
+    prompts_per_step: int = flag(8, "Instructions per step (P).")
+    group_size: int = flag(8, "Responses per instruction (G).")
+    micro_batch: int = flag(8, "Responses per forward and backward pass, on each device.")
+    max_prompt_tokens: int = flag(1024, "Longer instructions are left out, with a count.")
+    max_response_tokens: int = flag(512, "Longer responses are cut.")
+    temperature: float = flag(1.0, "Sampling temperature.")
+    top_p: float = flag(1.0, "Nucleus sampling: the share of probability to keep.")
+    learning_rate: float = flag(0.0, "Constant; 0 takes 1e-5 for LoRA and 1e-6 for all weights.")
+    kl: float = flag(0.001, "Weight of the divergence from the first policy (beta); 0 saves its forward pass.")
+    clip: float = flag(0.2, "How far a token's probability ratio may leave 1 (epsilon).")
+    full: bool = flag(False, "Train all weights instead of LoRA adapters.")
+    lora_rank: int = flag(16, "Rank of the adapters.")
+    lora_layers: int = flag(0, "Adapt only this many layers from the top; 0 adapts all.")
+    soft_reward: SoftReward = flag("verdict", "A judge's binary verdict (paper), or its score P(followed).")
+    max_failed: float = flag(0.1, "Exit 6 above this share of responses that a judge or checker failed to decide.")
+    flat_steps: int = flag(20, "Exit 6 if no group has any spread of reward in this many first steps.")
+    save_every: int = flag(20, "Steps between checkpoints; at most so many are repeated after a crash.")
+    activation_checkpointing: bool = flag(False, "Recompute activations in the backward pass: slower, less memory.")
+    vllm: bool = flag(False, "Generate with vLLM, on the same device.")
+    vllm_memory: float = flag(0.3, "Share of the device's memory for vLLM.")
+    dtype: Dtype = flag("auto", "`auto` takes bfloat16 where the hardware multiplies it natively.")
+    seed: int = flag(0, "Of the order of instructions, the adapters and the sampling.")
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _at_least(self, 1, "steps", "prompts_per_step", "micro_batch", "max_prompt_tokens", "max_response_tokens")
+        _at_least(self, 1, "lora_rank", "flat_steps", "save_every")
+        _at_least(self, 2, "group_size")  # an advantage needs a second response
+        _at_least(self, 0, "learning_rate", "kl", "lora_layers")
+        _share(self, "top_p", "max_failed", "clip", "vllm_memory")
+        if self.temperature <= 0:
+            raise ConfigError(f"--temperature must be above 0, not {self.temperature}: a group needs spread")
+        if self.soft_reward not in ("verdict", "score"):
+            raise ConfigError(f"--soft-reward must be verdict or score, not '{self.soft_reward}'")
+
+    @property
+    def rate(self) -> float:
+        """The learning rate in force."""
+        return self.learning_rate or (1e-6 if self.full else 1e-5)

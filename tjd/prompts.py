@@ -46,7 +46,9 @@ class Prompt:
         for name in names:
             before, found, rest = rest.partition(f"${name}")
             if not found:
-                raise PromptError(f"prompt {self.name} must use {', '.join('$' + n for n in names)} once, in this order")
+                raise PromptError(
+                    f"prompt {self.name} must use {', '.join('$' + n for n in names)} once, in this order"
+                )
             pieces.append(before)
         return [*pieces, rest]
 

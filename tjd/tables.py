@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -134,6 +134,7 @@ ROLLOUTS = pa.schema(
     }
 )
 
+FOREIGN = pa.schema([])  # nothing is promised of a table that another tool wrote
 KEYS = {
     "queries": (QUERIES, ("query_id",)),
     "instructions": (INSTRUCTIONS, ("instruction_id",)),
@@ -142,6 +143,7 @@ KEYS = {
     "scores": (SCORES, ("response_id", "constraint_id")),
     "metrics": (METRICS, ("judge", "category", "metric")),
     "rollouts": (ROLLOUTS, ("step", "group", "sample")),
+    "foreign": (FOREIGN, ()),
 }
 
 
@@ -202,7 +204,7 @@ def open_table(source: str, kind: str, need: Sequence[str] | None = None) -> Tab
     table = Table(name, file, schema, digest)
     if len(table) == 0:
         raise DataError(f"{name} has no rows; check the command that wrote it")
-    if set(key) <= set(schema.names):
+    if key and set(key) <= set(schema.names):
         _require_unique(table, key)
     return table
 
@@ -260,6 +262,16 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def one_per_constraint(row: Row) -> Iterator[Row]:
+    """Replace a row's list of constraints by one row per constraint; a row without a list is one already."""
+    if "constraints" not in row:
+        yield row
+        return
+    shared = {name: value for name, value in row.items() if name != "constraints"}
+    for constraint in row["constraints"] or ():
+        yield shared | {("constraint" if name == "text" else name): value for name, value in constraint.items()}
+
+
 def text_id(*parts: str) -> str:
     """A short stable identifier of a text (16 hexadecimal digits)."""
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]
@@ -302,7 +314,7 @@ def _source_bytes(source: str) -> tuple[IO[bytes], str]:
     path = Path(source)
     if not path.is_file():
         raise DataError(f"{source} is not a file; check the path")
-    return open(path, "rb"), file_digest(path)  # noqa: SIM115
+    return open(path, "rb"), file_digest(path)
 
 
 def _parquet_file(raw: IO[bytes], name: str, kind: str) -> pq.ParquetFile:
@@ -323,10 +335,8 @@ def _read_text_table(raw: IO[bytes], name: str, *, is_json: bool) -> pa.Table:
     import pandas as pd
 
     try:
-        if is_json:
-            frame = pd.read_json(raw, lines=True, dtype=False)
-        else:
-            frame = pd.read_csv(raw, dtype=str, keep_default_na=False)
+        read = partial(pd.read_json, lines=True, dtype=False) if is_json else partial(pd.read_csv, dtype=str)
+        frame = read(raw)
         table = pa.Table.from_pandas(frame, preserve_index=False)
     except (ValueError, pa.ArrowException) as exc:
         raise DataError(f"{name} is neither Parquet, JSONL nor CSV ({_first_line(exc)})") from exc

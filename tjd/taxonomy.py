@@ -34,7 +34,9 @@ def load(path: str | None = None) -> dict[str, Category]:
     try:
         tables = tomllib.loads(source.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError) as exc:
-        raise DataError(f"the taxonomy {source.name} cannot be read ({exc}); see data/taxonomy.toml for the form") from exc
+        raise DataError(
+            f"the taxonomy {source.name} cannot be read ({exc}); see data/taxonomy.toml for the form"
+        ) from exc
     categories = {}
     for name, table in tables.items():
         if not isinstance(table, dict) or not {"definition", "example"} <= table.keys():

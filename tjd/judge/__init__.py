@@ -1,0 +1,1 @@
+"""Specialist judges: their prompt, training, batched scoring and saving."""

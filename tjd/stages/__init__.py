@@ -1,0 +1,1 @@
+"""One file, one stage; stages meet in tables."""

@@ -28,6 +28,7 @@ LOOK_AHEAD = 8  # requests begun per call in flight, so that a slow one does not
 FAILURES_IN_A_ROW = 20  # with no success in between: the server is down, not the row bad
 BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 60.0  # doubles with each attempt
 LONGEST_RETRY_AFTER_S = 300.0  # what a server may ask for
+LAST_CALLS_S = 5.0  # for calls in flight when a run is broken off
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,12 @@ class Remote:
                 halt.set_result(None)
 
     def close(self) -> None:
-        """Close the cache."""
+        """Give the calls in flight a moment to arrive, since they are paid for; then close the cache."""
+        asyncio.run_coroutine_threadsafe(self._close(), _event_loop()).result()
+
+    async def _close(self) -> None:
+        if self._in_flight:
+            await asyncio.wait(self._in_flight.values(), timeout=LAST_CALLS_S)
         self._ledger.close()
 
     async def _answer(self, request: Request, again: Again | None, halt: Halt) -> Completion:
@@ -107,16 +113,16 @@ class Remote:
                 return shared
         if found := self._ledger.find(request):
             return found
-        task = self._in_flight[key] = asyncio.ensure_future(self._call(request, halt))
-        try:
-            return await task
-        finally:
-            del self._in_flight[key]
+        self._in_flight[key] = asyncio.ensure_future(self._call(request, halt))
+        return await self._in_flight[key]
 
     async def _call(self, request: Request, halt: Halt) -> Completion:
-        async with self._slots:
-            completion = await self._attempts(request, halt)
-        self._ledger.enter([(request, completion)])
+        try:
+            async with self._slots:
+                completion = await self._attempts(request, halt)
+            self._ledger.enter([(request, completion)])
+        finally:
+            del self._in_flight[self._ledger.key(request)]
         self._failures = 0 if completion.text is not None else self._failures + 1
         if self._failures >= FAILURES_IN_A_ROW:
             raise BackendError(

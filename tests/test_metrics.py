@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn import metrics as reference
+
+from tjd.metrics import METRICS, best_threshold, estimate, judge_metrics, resample_weights, thresholds_by_category
+
+rows = st.lists(st.tuples(st.booleans(), st.integers(0, 10), st.integers(0, 5)), min_size=4, max_size=60)
+
+
+def split(rows):
+    followed, scores, queries = zip(*rows, strict=True)
+    return np.array(followed), np.array(scores) / 10, [str(q) for q in queries]
+
+
+@given(rows)
+def test_point_values_agree_with_scikit_learn(rows):
+    followed, scores, queries = split(rows)
+    values = judge_metrics(followed, scores, 0.5, resample_weights(queries, n_resamples=1))
+    said = scores >= 0.5
+    if len(set(followed)) == 2:
+        assert values["auroc"][0] == pytest.approx(reference.roc_auc_score(followed, scores), abs=1e-6)
+        assert values["recall"][0] == pytest.approx(reference.recall_score(followed, said), abs=1e-6)
+        assert values["balanced_accuracy"][0] == pytest.approx(
+            reference.balanced_accuracy_score(followed, said), abs=1e-6
+        )
+    else:
+        assert np.isnan(values["auroc"][0])
+    if said.any():
+        assert values["precision"][0] == pytest.approx(reference.precision_score(followed, said), abs=1e-6)
+    else:
+        assert np.isnan(values["precision"][0])
+
+
+@given(rows, st.randoms())
+def test_row_order_changes_nothing(rows, random):
+    shuffled = random.sample(rows, len(rows))
+    first, second = (
+        judge_metrics(f, s, 0.5, resample_weights(q, n_resamples=20)) for f, s, q in (split(rows), split(shuffled))
+    )
+    for name in METRICS:
+        np.testing.assert_allclose(first[name], second[name], atol=1e-5)
+
+
+def test_a_resample_weighs_all_rows_of_a_query_alike():
+    weights = resample_weights(["a", "b", "a", "c"], n_resamples=50)
+    assert weights.shape == (51, 4)
+    assert (weights[0] == 1).all()
+    np.testing.assert_array_equal(weights[:, 0], weights[:, 2])
+    np.testing.assert_array_equal(weights[1:, [0, 1, 3]].sum(axis=1), 3)
+
+
+def test_the_interval_covers_the_value_and_narrows_with_more_queries():
+    rng = np.random.default_rng(0)
+    widths = []
+    for n in (50, 2000):
+        followed = rng.random(n) < 0.5
+        scores = np.clip(followed * 0.3 + rng.random(n) * 0.7, 0, 1)
+        values = judge_metrics(followed, scores, 0.5, resample_weights([str(i) for i in range(n)]))
+        found = estimate(values["auroc"])
+        assert found.low < found.value < found.high
+        widths.append(found.high - found.low)
+    assert widths[1] < widths[0] / 3
+
+
+def test_best_threshold_separates_what_can_be_separated():
+    followed = np.array([False, False, True, True])
+    cut = best_threshold(followed, np.array([0.1, 0.2, 0.6, 0.9]))
+    assert 0.2 < cut < 0.6
+
+
+def test_a_single_class_leaves_the_threshold_at_one_half():
+    assert best_threshold(np.array([True, True]), np.array([0.1, 0.2])) == 0.5
+
+
+def test_each_category_has_its_own_threshold():
+    cuts = thresholds_by_category(["a", "a", "b", "b"], np.array([True, False] * 2), np.array([0.9, 0.8, 0.2, 0.1]))
+    assert 0.8 < cuts["a"] < 0.9
+    assert 0.1 < cuts["b"] < 0.2

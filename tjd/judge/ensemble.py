@@ -1,0 +1,160 @@
+"""An ensemble of specialist judges: save, load, and score rows by category.
+
+On disk, `judges/` holds `manifest.json` (base model, prompt, verdict tokens, categories with their thresholds, training
+data and measured metrics), a folder of weights per specialist, `metrics.parquet` and `card.md`.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tjd import backbone
+from tjd.config import TrainJudgeConfig
+from tjd.errors import ConfigError, DataError
+from tjd.judge.prompt import VARIABLES, Encoder, verdict_ids
+from tjd.judge.score import score
+from tjd.prompts import Prompt
+from tjd.rewards import Verdict
+from tjd.splits import split_of
+from tjd.tables import text_id
+
+MANIFEST = "manifest.json"
+QUERIES = "train_queries.txt"  # digests of the queries trained on, to tell when a test is no test
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Who judges a category, and from which score on it counts as followed."""
+
+    specialist: str
+    threshold: float
+
+
+class Ensemble:
+    """Specialists over one base model; `score` is what the reward calls."""
+
+    def __init__(self, models: Mapping[str, Any], encoder: Encoder, seats: Mapping[str, Seat]) -> None:
+        self.models = models  # specialist -> model; with adapters they share one
+        self.encoder = encoder
+        self.seats = seats  # category -> seat
+        self.verdicts = verdict_ids(encoder.tokenizer)
+
+    def score(self, rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
+        """Judge each row (`instruction` or `query`, `response`, `constraint`, `category`), in order.
+
+        A row whose category has no specialist, or without a response, gets a null verdict and the reason.
+        """
+        verdicts = [self._unscored(row) for row in rows]
+        by_specialist: dict[str, list[int]] = {}
+        for index, row in enumerate(rows):
+            if verdicts[index] is None:
+                by_specialist.setdefault(self.seats[row["category"]].specialist, []).append(index)
+        for specialist, indices in by_specialist.items():
+            sequences = [self.encoder(rows[index]).ids for index in indices]
+            for place, yes in score(self._activate(specialist), sequences, self.verdicts):
+                index = indices[place]
+                threshold = self.seats[rows[index]["category"]].threshold
+                verdicts[index] = Verdict(yes >= threshold, yes, threshold, specialist)
+        return [verdict for verdict in verdicts if verdict is not None]
+
+    def _unscored(self, row: Mapping[str, Any]) -> Verdict | None:
+        if row["category"] not in self.seats:
+            return Verdict(None, error=f"no specialist for the category '{row['category']}'")
+        if row["response"] is None:
+            return Verdict(None, error="no response")
+        return None
+
+    def _activate(self, specialist: str) -> Any:
+        model = self.models[specialist]
+        if hasattr(model, "set_adapter"):
+            model.set_adapter(specialist)
+        return model
+
+
+def zero_shot(base: str, prompt: Prompt, config: TrainJudgeConfig, categories: Iterable[str]) -> Ensemble:
+    """A model as it is, asked with the judges' own prompt and limits: what every specialist is compared with."""
+    seats = {category: Seat(backbone.public_name(base), 0.5) for category in categories}
+    model = backbone.load_model(base, dtype=config.dtype)
+    return Ensemble({backbone.public_name(base): model}, make_encoder(base, prompt, config), seats)
+
+
+def count_trained_on(folder: Path, rows: Sequence[Mapping[str, Any]], split: str, seed: int) -> int:
+    """How many rows of a split are of queries that the ensemble was trained on: their figures prove nothing."""
+    path = folder / QUERIES
+    known = set(path.read_text().split()) if path.is_file() else set()
+    chosen = (row for row in rows if split == "all" or split_of(row, seed) == split)
+    return sum(text_id(row["query_id"]) in known for row in chosen)
+
+
+def make_encoder(base: str, prompt: Prompt, config: TrainJudgeConfig) -> Encoder:
+    """The encoder of a base model under a config's length limits."""
+    return Encoder(
+        backbone.load_tokenizer(base),
+        prompt,
+        max_instruction_tokens=config.max_instruction_tokens,
+        max_response_tokens=config.max_response_tokens,
+    )
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """Read what an ensemble says of itself.
+
+    Raises:
+        DataError: There is no ensemble, or its manifest is damaged.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise DataError(f"{folder} holds no judges ({MANIFEST} is missing); train them with: tjd train-judge")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as exc:
+        raise DataError(f"{path} is damaged ({exc}); train the judges anew") from exc
+
+
+def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> Ensemble:
+    """Load an ensemble for scoring.
+
+    Raises:
+        DataError: The folder holds no ensemble, or weights are missing.
+        ConfigError: Its base model cannot be loaded, or its tokenizer gives other verdict tokens.
+    """
+    from peft import PeftModel
+
+    folder, manifest = Path(folder), read_manifest(folder)
+    for specialist in manifest["specialists"]:
+        if not (folder / specialist).is_dir():
+            raise DataError(f"{folder} lacks the weights of the specialist '{specialist}'; train the judges anew")
+    prompt = Prompt(manifest["prompt"]["name"], manifest["prompt"]["text"])
+    encoder = Encoder(
+        backbone.load_tokenizer(manifest["base"]),
+        prompt,
+        max_instruction_tokens=manifest["max_instruction_tokens"],
+        max_response_tokens=manifest["max_response_tokens"],
+    )
+    if list(verdict_ids(encoder.tokenizer)) != manifest["verdict_ids"]:
+        raise ConfigError(
+            f"the tokenizer of {manifest['base']} is not the one the judges in {folder} were trained with"
+        )
+    models: dict[str, Any] = {}
+    if manifest["full"]:
+        for name in manifest["specialists"]:
+            models[name] = backbone.load_model(str(folder / name), device=device, dtype=dtype)
+    else:
+        model: Any = backbone.load_model(manifest["base"], device=device, dtype=dtype)
+        first, *others = manifest["specialists"]
+        model = PeftModel.from_pretrained(model, str(folder / first), adapter_name=first)
+        for name in others:
+            model.load_adapter(str(folder / name), adapter_name=name)
+        model.eval()
+        models = dict.fromkeys(manifest["specialists"], model)
+    seats = {name: Seat(seat["specialist"], seat["threshold"]) for name, seat in manifest["categories"].items()}
+    return Ensemble(models, encoder, seats)
+
+
+def load_prompt(name: str) -> Prompt:
+    """The judge prompt by name or path, its variables checked."""
+    from tjd import prompts
+
+    return prompts.load(name, VARIABLES)

@@ -1,0 +1,116 @@
+"""How well a judge agrees with the ground truth, with 95% bootstrap intervals over queries.
+
+In: verdicts and scores per row, and the query each row belongs to. Out: point values and intervals. Rows of one query
+are drawn together, since they are not independent. A metric without a value (precision without a positive verdict, say)
+is NaN, never 0.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+METRICS = ("precision", "recall", "f1", "balanced_accuracy", "auroc")
+N_RESAMPLES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value and its 95% interval; NaN where undefined."""
+
+    value: float
+    low: float
+    high: float
+
+
+def resample_weights(query_ids: Sequence[str], *, n_resamples: int = N_RESAMPLES, seed: int = 0) -> np.ndarray:
+    """How often each row is drawn in each bootstrap resample of queries.
+
+    Returns:
+        [1 + n_resamples, N] counts; row 0 is all ones, for the point value.
+    """
+    queries, index_N = np.unique(np.asarray(query_ids, dtype=object), return_inverse=True)
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(len(queries), np.full(len(queries), 1 / len(queries)), size=n_resamples)
+    weights_RN = draws.astype(np.float32)[:, index_N]
+    return np.concatenate([np.ones((1, len(index_N)), np.float32), weights_RN])
+
+
+def judge_metrics(
+    followed_N: np.ndarray, scores_N: np.ndarray, threshold: float | np.ndarray, weights_RN: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Each metric under each resample.
+
+    Args:
+        followed_N: The ground truth, boolean.
+        scores_N: P(followed) in [0, 1].
+        threshold: At or above which a score counts as followed; one, or one per row.
+        weights_RN: From `resample_weights`.
+
+    Returns:
+        For each of `METRICS` an array [R], in [0, 1] or NaN.
+    """
+    said_N = scores_N >= threshold
+    mass = {
+        (truth, said): weights_RN @ ((followed_N == truth) & (said_N == said)).astype(np.float32)
+        for truth in (True, False)
+        for said in (True, False)
+    }
+    true_pos, false_neg = mass[True, True], mass[True, False]
+    false_pos, true_neg = mass[False, True], mass[False, False]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        recall = true_pos / (true_pos + false_neg)
+        return {
+            "precision": true_pos / (true_pos + false_pos),
+            "recall": recall,
+            "f1": 2 * true_pos / (2 * true_pos + false_pos + false_neg),
+            "balanced_accuracy": (recall + true_neg / (true_neg + false_pos)) / 2,
+            "auroc": _auroc(followed_N, scores_N, weights_RN),
+        }
+
+
+def estimate(values_R: np.ndarray) -> Estimate:
+    """The point value (row 0) and the 95% percentile interval of the resamples where the metric is defined."""
+    defined = values_R[1:][np.isfinite(values_R[1:])]
+    if not np.isfinite(values_R[0]) or len(defined) == 0:
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    low, high = np.percentile(defined, [2.5, 97.5])
+    return Estimate(float(values_R[0]), float(low), float(high))
+
+
+def best_threshold(followed_N: np.ndarray, scores_N: np.ndarray) -> float:
+    """The threshold with the greatest balanced accuracy, midway between two scores; 0.5 if there is a single class.
+
+    Among equals the one nearest to the middle of the plateau's scores is taken, so that one row cannot move it far.
+    """
+    if len(np.unique(followed_N)) < 2:
+        return 0.5
+    scores = np.unique(scores_N)
+    cuts = np.concatenate([[scores[0]], (scores[1:] + scores[:-1]) / 2, [min(1.0, scores[-1] + 1e-6)]])
+    said_CN = scores_N[None, :] >= cuts[:, None]
+    recall_C = said_CN[:, followed_N].mean(axis=1)
+    specificity_C = (~said_CN[:, ~followed_N]).mean(axis=1)
+    balanced_C = recall_C + specificity_C
+    best = np.flatnonzero(balanced_C >= balanced_C.max() - 1e-12)
+    return float(cuts[best[len(best) // 2]])
+
+
+def thresholds_by_category(
+    categories: Sequence[str], followed_N: np.ndarray, scores_N: np.ndarray
+) -> Mapping[str, float]:
+    """`best_threshold` within each category."""
+    names_N = np.asarray(categories, dtype=object)
+    return {
+        str(name): best_threshold(followed_N[names_N == name], scores_N[names_N == name]) for name in np.unique(names_N)
+    }
+
+
+def _auroc(followed_N: np.ndarray, scores_N: np.ndarray, weights_RN: np.ndarray) -> np.ndarray:
+    """Weighted area under the ROC curve: the mass of (positive, negative) pairs in the right order, ties counting half."""
+    order = np.argsort(scores_N, kind="stable")
+    _, starts = np.unique(scores_N[order], return_index=True)  # runs of equal scores
+    pos_RK = np.add.reduceat(weights_RN[:, order] * followed_N[order], starts, axis=1)
+    neg_RK = np.add.reduceat(weights_RN[:, order] * ~followed_N[order], starts, axis=1)
+    below_RK = np.cumsum(neg_RK, axis=1) - neg_RK
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (pos_RK * (below_RK + neg_RK / 2)).sum(axis=1) / (pos_RK.sum(axis=1) * neg_RK.sum(axis=1))

@@ -1,0 +1,81 @@
+"""Import-labels: a foreign table of verdicts becomes `labels`.
+
+In: any table with a query, a constraint, a response and a verdict a row, under whatever names. Out: labels, with the
+foreign columns that were not mapped kept as they are.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import pyarrow as pa
+
+from tjd import tables
+from tjd.errors import DataError
+from tjd.tables import Row
+
+REQUIRED = ("query", "constraint", "response", "followed")
+OPTIONAL = ("query_id", "response_id", "constraint_id", "category", "model", "language", "source", "teacher", "context")
+TRUE, FALSE = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
+
+
+def import_labels(rows: Iterable[Row], columns: Mapping[str, str]) -> Iterator[Row]:
+    """Map each row.
+
+    Args:
+        rows: Of the foreign table.
+        columns: Our name to theirs, for `REQUIRED` and any of `OPTIONAL`. A `context` (the dialogue so far) is put before
+            the query. Without a `query_id` a digest of the query is taken, and likewise for the other keys.
+
+    Raises:
+        DataError: A verdict is not a yes or a no.
+    """
+    for number, row in enumerate(rows, start=1):
+        found = {ours: row[theirs] for ours, theirs in columns.items()}
+        context = found.pop("context", None)
+        query = str(found["query"] or "")
+        if context:
+            query = f"{context}\n\n{query}"
+        found |= {"query": query, "instruction": query, "followed": _verdict(found["followed"], number), "kind": "soft"}
+        found["query_id"] = _text(found.get("query_id")) or tables.text_id(query)
+        found["instruction_id"] = tables.text_id(found["query_id"], query)
+        model = _text(found.get("model")) or ""
+        found["response_id"] = _text(found.get("response_id")) or tables.text_id(query, str(found["response"]), model)
+        found["constraint_id"] = _text(found.get("constraint_id")) or tables.text_id(found["constraint"])
+        found["votes"] = [] if found["followed"] is None else [found["followed"]]
+        found["agreement"] = None if found["followed"] is None else 1.0
+        found["mode"] = "pointwise"
+        yield {**row, **found}
+
+
+def columns_of(found: pa.Schema, given: Mapping[str, str | None]) -> dict[str, str]:
+    """Our names to theirs: as given, or the column of the same name.
+
+    Raises:
+        DataError: A required column is missing, or a given one does not exist.
+    """
+    columns = {}
+    for ours in (*REQUIRED, *OPTIONAL):
+        theirs = given.get(ours) or ours
+        if theirs in found.names:
+            columns[ours] = theirs
+        elif given.get(ours) or ours in REQUIRED:
+            flag = f"--{ours.replace('_', '-')}"
+            raise DataError(f"the table has no column '{theirs}' for {flag}; it has {', '.join(found.names)}")
+    return columns
+
+
+def schema(found: pa.Schema, columns: Mapping[str, str]) -> pa.Schema:
+    """The columns of the output: those of labels, then the foreign ones that were not mapped."""
+    return tables.output_schema("labels", like=found, drop=columns.values())
+
+
+def _verdict(value: object, number: int) -> bool | None:
+    if value is None:
+        return None
+    text = str(value).strip().lower()
+    if text in TRUE | FALSE:
+        return text in TRUE
+    raise DataError(f"row {number} has the verdict {value!r}; it must be 1 or 0, true or false, yes or no, or null")
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)

@@ -1,0 +1,57 @@
+"""Score: a judge's P(followed) and verdict for every (response, constraint).
+
+In: responses with their constraints, or any table with a query, a constraint and a response a row. Out: scores, with all
+the columns of the input; a teacher's verdict that is already there moves to `teacher_followed`. Rules are left out: code
+decides them, see `tjd label`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from tjd import tables
+from tjd.rewards import Verdict
+from tjd.tables import Row
+
+WINDOW = 2048  # rows handed to the judges at once: long enough to sort by length, short enough to keep memory flat
+
+Scorer = Callable[[Sequence[Mapping[str, Any]]], Sequence[Verdict]]
+
+
+def score(rows: Iterable[Row], scorer: Scorer) -> Iterator[Row]:
+    """Score each soft constraint of each row, in order."""
+    pairs = (_named(pair) for row in rows for pair in tables.one_per_constraint(row) if pair.get("kind") != "rule")
+    while window := list(islice(pairs, WINDOW)):
+        for pair, verdict in zip(window, scorer(window), strict=True):
+            if "followed" in pair:
+                pair["teacher_followed"] = pair["followed"]
+            yield pair | {
+                "judge": verdict.judge,
+                "score": verdict.score,
+                "followed": verdict.followed,
+                "threshold": verdict.threshold,
+                "error": verdict.error,
+            }
+
+
+def schema(found: pa.Schema) -> pa.Schema:
+    """The columns of the output, given those of the input."""
+    if "constraints" in found.names:
+        flat = tables.output_schema("labels", like=found, drop=["constraints"])
+        only_labels = {"followed", "votes", "agreement", "mode", "teacher", "cost_usd"}
+        found = pa.schema([f for f in flat if f.name not in only_labels or f.name in found.names])
+    elif "followed" in found.names:
+        place = found.get_field_index("followed")
+        found = found.set(place, found.field(place).with_name("teacher_followed"))
+    return tables.output_schema("scores", like=found)
+
+
+def _named(pair: Row) -> Row:
+    """Give a foreign row the keys it lacks: digests of its texts."""
+    response_id = pair.get("response_id") or tables.text_id(pair["query"], str(pair["response"]))
+    return pair | {
+        "response_id": response_id,
+        "constraint_id": pair.get("constraint_id") or tables.text_id(pair["constraint"]),
+    }

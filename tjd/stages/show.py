@@ -1,0 +1,107 @@
+"""Show: what a table holds, in a form to read.
+
+In: any table. Out: titled sections of rows of cells: provenance, columns, counts, and some rows.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tjd.tables import Row, Table
+
+COUNTED = ("kind", "category", "model", "condition", "language", "split", "mode", "teacher", "judge")
+REWARD_PARTS = ("reward", "reward_rule", "reward_soft", "n_tokens", "judge_failed")
+MAX_CELL = 300  # characters of a cell that are shown
+MAX_VALUES = 50  # a column with more distinct values is not counted
+
+Section = dict[str, list[Any]]
+
+
+def summarise(rows: Iterable[Row], table: Table, *, n_rows: int) -> dict[str, Any]:
+    """Count in one pass, keeping only the first rows.
+
+    Returns:
+        `n_rows`, `provenance`, and `sections`: title to `{"header": [...], "rows": [[...], ...]}`.
+    """
+    tally = Tally([name for name in COUNTED if name in table.schema.names])
+    first: list[Row] = []
+    total = 0
+    for row in rows:
+        total += 1
+        tally.add(row)
+        if total <= n_rows:
+            first.append(row)
+    source = table.provenance
+    told = [["digest", table.digest], *([[k, v] for k, v in source.items()] if source else [["written by", "not tjd"]])]
+    sections = {
+        f"{table.name}: {total} rows, {len(table.schema)} columns": {"header": [], "rows": told},
+        "columns": {"header": ["column", "type"], "rows": [[f.name, str(f.type)] for f in table.schema]},
+        **tally.sections(),
+    }
+    for number, row in enumerate(first, start=1):
+        sections[f"row {number}"] = {"header": [], "rows": [[k, _short(v)] for k, v in row.items() if v is not None]}
+    return {"n_rows": total, "provenance": source, "sections": sections}
+
+
+class Tally:
+    """Counts over the rows of a table, whichever kind it is."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.counts: dict[str, Counter[Any]] = {name: Counter() for name in names}
+        self.verdicts: dict[str, Counter[Any]] = {}
+        self.steps: dict[int, list[Row]] = {}
+        self.errors: Counter[str] = Counter()
+
+    def add(self, row: Row) -> None:
+        """Count a row."""
+        for name in self.counts:
+            if name in row:
+                self.counts[name][row[name]] += 1
+        for constraint in row.get("constraints") or ():
+            self.counts.setdefault("constraints", Counter())[constraint["category"] or constraint["checker"]] += 1
+        if "followed" in row:
+            self.verdicts.setdefault(str(row.get("category") or row.get("checker")), Counter())[row["followed"]] += 1
+        if row.get("error"):
+            self.errors[row["error"][:100]] += 1
+        if "advantage" in row:
+            self.steps.setdefault(row["step"], []).append({part: row[part] for part in REWARD_PARTS})
+
+    def sections(self) -> dict[str, Section]:
+        """What was counted, ready to be shown."""
+        out: dict[str, Section] = {}
+        for name, counter in self.counts.items():
+            if 0 < len(counter) <= MAX_VALUES:
+                out[name] = {"header": [name, "rows"], "rows": [[k, n] for k, n in counter.most_common()]}
+        if self.verdicts:
+            out["verdicts"] = {
+                "header": ["category", "followed", "not followed", "null", "share followed"],
+                "rows": [_verdict_line(name, counter) for name, counter in sorted(self.verdicts.items())],
+            }
+        if self.steps:
+            out["reward by step"] = {
+                "header": ["step", "rows", "reward", "rule", "soft", "tokens", "judge failed"],
+                "rows": [_step_line(step, lines) for step, lines in sorted(self.steps.items())],
+            }
+        if self.errors:
+            out["errors"] = {"header": ["error", "rows"], "rows": [[k, n] for k, n in self.errors.most_common(10)]}
+        return out
+
+
+def _verdict_line(name: str, counter: Mapping[Any, int]) -> list[Any]:
+    yes, no = counter.get(True, 0), counter.get(False, 0)
+    share = f"{yes / (yes + no):.2f}" if yes + no else "-"
+    return [name, yes, no, counter.get(None, 0), share]
+
+
+def _step_line(step: int, lines: list[Row]) -> list[Any]:
+    def mean(part: str) -> str:
+        known = [line[part] for line in lines if line[part] is not None]
+        return f"{sum(known) / len(known):.3f}" if known else "-"
+
+    failed = sum(bool(line["judge_failed"]) for line in lines)
+    return [step, len(lines), mean("reward"), mean("reward_rule"), mean("reward_soft"), mean("n_tokens"), failed]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= MAX_CELL else f"{text[:MAX_CELL]}… ({len(text)} characters)"

@@ -1,0 +1,260 @@
+"""Train-judge: from labels to an ensemble of specialists (paper, 4.1).
+
+In: labels. Out: a folder with one specialist per category (`3-for-3`), one for the default categories (`1-for-3`), or one
+for all (`1-for-all`), each with its threshold. Rows are split by query. A specialist that is already there, trained from
+the same rows under the same config, is kept: that is how a killed run resumes.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tjd import __version__, backbone, taxonomy
+from tjd.config import TrainJudgeConfig, as_dict
+from tjd.errors import DataError
+from tjd.judge import ensemble
+from tjd.judge.prompt import Encoder, verdict_ids
+from tjd.judge.train import Example, add_adapter, fit, predict
+from tjd.metrics import METRICS, best_threshold, estimate, judge_metrics, resample_weights
+from tjd.prompts import Prompt
+from tjd.splits import SPLITS, split_of
+from tjd.tables import Row, text_id
+
+log = logging.getLogger(__name__)
+
+NEED = ("response_id", "constraint_id", "query_id", "query", "category", "constraint", "response", "followed")
+
+HISTORY = pa.schema(
+    {
+        "specialist": pa.string(),
+        "step": pa.int64(),  # optimiser step, from 1
+        "epoch": pa.int64(),
+        "loss": pa.float64(),  # nats, class-weighted, of the batch before the step
+        "learning_rate": pa.float64(),
+        "n_tokens": pa.int64(),  # of the batch, without padding
+        "validation_loss": pa.float64(),  # at the end of an epoch, else null
+    }
+)
+
+OnStep = Callable[[str, Mapping[str, Any]], None]
+
+
+def train_judge(
+    rows: Sequence[Row],
+    categories: Mapping[str, taxonomy.Category],
+    prompt: Prompt,
+    config: TrainJudgeConfig,
+    out: Path,
+    *,
+    data_digest: str,
+    on_step: OnStep = lambda specialist, metrics: None,
+) -> dict[str, Any]:
+    """Train the specialists of a layout and write the ensemble.
+
+    Args:
+        rows: LABELS; rules and rows without a verdict or a response are left out and counted.
+        categories: The taxonomy.
+        prompt: The judge prompt.
+        config: The settings.
+        out: The ensemble's folder.
+        data_digest: Of the labels, for the manifest.
+        on_step: Told the specialist and every row of its training metrics.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        DataError: A category has rows of one class only, or none.
+        ConfigError: An unknown category, or a base whose verdicts are not single tokens.
+        TrainingError: The loss is not finite.
+    """
+    usable = [row for row in rows if row["followed"] is not None and row["response"] is not None and row["category"]]
+    plan = specialists(usable, categories, config)
+    by_split = {name: [row for row in usable if split_of(row, config.seed) == name] for name in SPLITS}
+    for category in sorted({c for members in plan.values() for c in members}):
+        _require_both_classes(category, by_split)
+    encoder = ensemble.make_encoder(config.base, prompt, config)
+    verdicts = verdict_ids(encoder.tokenizer)
+    out.mkdir(parents=True, exist_ok=True)
+    fingerprint = text_id(__version__, json.dumps(as_dict(config), sort_keys=True), data_digest, prompt.digest)
+    seats: dict[str, Any] = {}
+    history: list[Row] = []
+    for name, members in plan.items():
+        done = out / name / "specialist.json"
+        if not _is_current(done, fingerprint):
+            part = {key: _examples(encoder, by_split[key], members) for key in ("train", "validation")}
+            record = _train_one(name, part, verdicts, config, out, on_step)
+            done.write_text(json.dumps({"fingerprint": fingerprint, **record}, indent=1))
+        record = json.loads(done.read_text())
+        history += record["history"]
+        seats |= {category: {"specialist": name, **seat} for category, seat in record["seats"].items()}
+    (out / ensemble.QUERIES).write_text(
+        "".join(f"{text_id(q)}\n" for q in sorted({row["query_id"] for row in by_split["train"]}))
+    )
+    manifest = {
+        "version": __version__,
+        "base": config.base,
+        "base_name": backbone.public_name(config.base),
+        "layout": config.layout,
+        "full": config.full,
+        "specialists": list(plan),
+        "categories": seats,
+        "prompt": {"name": prompt.name, "sha256": prompt.digest, "text": prompt.text},
+        "verdict_ids": list(verdicts),
+        "max_instruction_tokens": config.max_instruction_tokens,
+        "max_response_tokens": config.max_response_tokens,
+        "data": {
+            "sha256": data_digest,
+            "n_invalid": len(rows) - len(usable),
+            "n": {key: len(part) for key, part in by_split.items()},
+        },
+        "config": as_dict(config),
+    }
+    (out / ensemble.MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+    return manifest | {"history": history}
+
+
+def specialists(
+    rows: Sequence[Row], categories: Mapping[str, taxonomy.Category], config: TrainJudgeConfig
+) -> dict[str, tuple[str, ...]]:
+    """Which specialist judges which categories.
+
+    Raises:
+        ConfigError: A category is not in the taxonomy.
+        DataError: None of the wanted categories is in the table.
+    """
+    present = {row["category"] for row in rows}
+    taxonomy.choose(dict(categories), sorted(present))  # an unknown name in the table is an error too
+    if config.layout == "1-for-all" and not config.category:
+        chosen = tuple(name for name in categories if name in present)
+    else:
+        chosen = taxonomy.choose(dict(categories), config.category)
+    missing = [name for name in chosen if name not in present]
+    if config.category and missing:
+        raise DataError(
+            f"the labels have no rows of the category '{missing[0]}'; they have {', '.join(sorted(present))}"
+        )
+    chosen = tuple(name for name in chosen if name in present)
+    if not chosen:
+        raise DataError(f"the labels have no usable rows of the default categories; they have {sorted(present)}")
+    if config.layout == "3-for-3":
+        return {name: (name,) for name in chosen}
+    return {"all" if config.layout == "1-for-all" else "shared": chosen}
+
+
+def card(manifest: Mapping[str, Any]) -> str:
+    """The ensemble's card in Markdown: what it is, what it was trained on, and what was measured."""
+    data = manifest["data"]
+    lines = [
+        f"# Judges over {manifest['base_name']}, {manifest['layout']}",
+        "",
+        f"- trained by tjd {manifest['version']} with {'full fine-tuning' if manifest['full'] else 'LoRA'}",
+        f"- prompt {manifest['prompt']['name']} (SHA-256 {manifest['prompt']['sha256'][:12]}), "
+        f"verdict tokens {manifest['verdict_ids']} (Yes, No)",
+        f"- labels SHA-256 {data['sha256'][:12]}: {data['n']['train']} rows in train, {data['n']['validation']} in "
+        f"validation, {data['n']['test']} in test (by query); {data['n_invalid']} without a verdict were left out",
+        "- thresholds and the kept epoch were chosen on validation, so the figures below flatter the judges: measure them "
+        "on the test split with `tjd eval-judge`",
+        "",
+        "| category | specialist | threshold | n (validation) | prevalence | " + " | ".join(METRICS) + " |",
+        "|" + " --- |" * (5 + len(METRICS)),
+    ]
+    for category, seat in manifest["categories"].items():
+        shown = [_interval(seat["validation"].get(metric)) for metric in METRICS]
+        prevalence = "-" if seat["prevalence"] is None else f"{seat['prevalence']:.2f}"
+        lines.append(
+            f"| {category} | {seat['specialist']} | {seat['threshold']:.3f} | {seat['n_validation']} | {prevalence} | "
+            + " | ".join(shown)
+            + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _train_one(
+    name: str,
+    part: Mapping[str, Sequence[Example]],
+    verdicts: tuple[int, int],
+    config: TrainJudgeConfig,
+    out: Path,
+    on_step: OnStep,
+) -> dict[str, Any]:
+    base: Any = backbone.load_model(config.base, dtype="float32" if config.full else config.dtype)
+    model = base if config.full else add_adapter(base, config)
+    history = fit(model, part["train"], part["validation"], verdicts, config, lambda row: on_step(name, row))
+    partial = out / f".{name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    shutil.rmtree(out / name, ignore_errors=True)
+    partial.rename(out / name)
+    return {
+        "history": [{"specialist": name, **row} for row in history],
+        "seats": _seats(model, part, verdicts, config.seed),
+    }
+
+
+def _seats(model: Any, part: Mapping[str, Sequence[Example]], verdicts: tuple[int, int], seed: int) -> dict[str, Any]:
+    """Threshold and validation metrics per category."""
+    examples = part["validation"]
+    scores_N = predict(model, examples, verdicts, first_layer=0)
+    seats: dict[str, Any] = {}
+    for category in sorted({example.category for example in part["train"]}):
+        of_N = np.array([example.category == category for example in examples], dtype=bool)
+        truth_N = np.array([example.followed for example in examples], dtype=bool)[of_N]
+        measured: dict[str, Any] = {}
+        threshold = best_threshold(truth_N, scores_N[of_N])
+        if len(np.unique(truth_N)) == 2:
+            groups = [example.query_id for example, is_of in zip(examples, of_N, strict=True) if is_of]
+            values = judge_metrics(truth_N, scores_N[of_N], threshold, resample_weights(groups, seed=seed))
+            measured = {metric: _plain(estimate(values_R)) for metric, values_R in values.items()}
+        else:
+            log.warning("validation has one class only for '%s': its threshold stays at 0.5", category)
+        seats[category] = {
+            "threshold": threshold,
+            "n_validation": int(of_N.sum()),
+            "prevalence": float(truth_N.mean()) if len(truth_N) else None,
+            "validation": measured,
+        }
+    return seats
+
+
+def _examples(encoder: Encoder, rows: Sequence[Row], members: Sequence[str]) -> list[Example]:
+    return [
+        Example(encoder(row).ids, row["followed"], row["category"], row["query_id"])
+        for row in rows
+        if row["category"] in members
+    ]
+
+
+def _require_both_classes(category: str, by_split: Mapping[str, Sequence[Row]]) -> None:
+    truths = [row["followed"] for row in by_split["train"] if row["category"] == category]
+    if len(set(truths)) < 2:
+        said = "followed" if truths and truths[0] else "not followed"
+        told = (
+            f"all {len(truths)} training rows of '{category}' are {said}"
+            if truths
+            else f"no training row of '{category}'"
+        )
+        raise DataError(f"{told}; sample more responses (tjd sample --condition) or leave it out with --category")
+
+
+def _is_current(done: Path, fingerprint: str) -> bool:
+    try:
+        return json.loads(done.read_text())["fingerprint"] == fingerprint
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _plain(value: Any) -> list[float | None]:
+    return [None if np.isnan(x) else round(x, 4) for x in (value.value, value.low, value.high)]
+
+
+def _interval(value: Sequence[float | None] | None) -> str:
+    if value is None or value[0] is None:
+        return "-"
+    return f"{value[0]:.2f} [{value[1]:.2f}, {value[2]:.2f}]"
