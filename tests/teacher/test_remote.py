@@ -155,14 +155,14 @@ def _line(key: str) -> str:
 
 
 def test_calls_in_flight_when_a_run_ends_are_kept(server: Server, cache: Path) -> None:
-    server.script = lambda body, before: Reply("ok", delay_s=0.0 if last_user(body) == "line 0" else 0.5)
+    server.script = lambda body, before: Reply("ok", delay_s=0.0 if last_user(body) == "line 0" else 0.3)
     teacher = opened(cache)
-    asking = teacher.ask(numbered(100))
+    asking = teacher.ask(numbered(24))
     next(asking)
     asking.close()
     teacher.close()
     resumed = opened(cache)
-    list(resumed.ask(numbered(100)))
+    list(resumed.ask(numbered(24)))
     assert resumed.usage.cached == len(server.calls) - resumed.usage.calls > 1
     assert set(server.asked.values()) == {1}
 
