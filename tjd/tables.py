@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -300,24 +301,21 @@ def _as_text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _source_bytes(source: str) -> tuple[IO[bytes], str]:
-    if source == STDIO:
-        spool = tempfile.TemporaryFile()  # noqa: SIM115  Parquet needs seeks; the table lives as long as the run
-        digest = hashlib.sha256()
-        while chunk := sys.stdin.buffer.read(1 << 20):
-            digest.update(chunk)
-            spool.write(chunk)
-        if not spool.tell():
-            raise DataError("standard input is empty; did the command before the pipe fail?")
-        spool.seek(0)
-        return spool, digest.hexdigest()
+def _source_bytes(source: str) -> tuple[pa.NativeFile, str]:
+    if source == STDIO:  # Parquet needs seeks
+        with tempfile.NamedTemporaryFile() as spool:
+            shutil.copyfileobj(sys.stdin.buffer, spool)
+            spool.flush()
+            if not spool.tell():
+                raise DataError("standard input is empty; did the command before the pipe fail?")
+            return pa.OSFile(spool.name), file_digest(spool.name)  # stays readable without its name
     path = Path(source)
     if not path.is_file():
         raise DataError(f"{source} is not a file; check the path")
-    return open(path, "rb"), file_digest(path)
+    return pa.OSFile(str(path)), file_digest(path)
 
 
-def _parquet_file(raw: IO[bytes], name: str, kind: str) -> pq.ParquetFile:
+def _parquet_file(raw: pa.NativeFile, name: str, kind: str) -> pq.ParquetFile:
     magic = raw.read(4)
     raw.seek(0)
     if magic == b"PAR1":
@@ -330,13 +328,13 @@ def _parquet_file(raw: IO[bytes], name: str, kind: str) -> pq.ParquetFile:
     return pq.ParquetFile(_as_parquet(_read_text_table(raw, name, is_json=magic[:1] in (b"{", b"["))))
 
 
-def _read_text_table(raw: IO[bytes], name: str, *, is_json: bool) -> pa.Table:
+def _read_text_table(raw: pa.NativeFile, name: str, *, is_json: bool) -> pa.Table:
     """JSONL or CSV with a column `query`; a missing `query_id` becomes a digest of the query."""
     import pandas as pd
 
     try:
         read = partial(pd.read_json, lines=True, dtype=False) if is_json else partial(pd.read_csv, dtype=str)
-        frame = read(raw)
+        frame = read(cast(IO[bytes], raw))
         table = pa.Table.from_pandas(frame, preserve_index=False)
     except (ValueError, pa.ArrowException) as exc:
         raise DataError(f"{name} is neither Parquet, JSONL nor CSV ({_first_line(exc)})") from exc
