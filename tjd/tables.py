@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -332,9 +332,12 @@ def _read_text_table(raw: pa.NativeFile, name: str, *, is_json: bool) -> pa.Tabl
     """JSONL or CSV with a column `query`; a missing `query_id` becomes a digest of the query."""
     import pandas as pd
 
+    text: Any = raw
     try:
-        read = partial(pd.read_json, lines=True, dtype=False) if is_json else partial(pd.read_csv, dtype=str)
-        frame = read(cast(IO[bytes], raw))
+        if is_json:
+            frame = pd.read_json(text, lines=True, dtype=False)
+        else:
+            frame = pd.read_csv(text, dtype=str, keep_default_na=False)  # "NA" is a text like any other
         table = pa.Table.from_pandas(frame, preserve_index=False)
     except (ValueError, pa.ArrowException) as exc:
         raise DataError(f"{name} is neither Parquet, JSONL nor CSV ({_first_line(exc)})") from exc
@@ -354,7 +357,7 @@ def _as_parquet(table: pa.Table) -> io.BytesIO:
 def _checked_schema(found: pa.Schema, declared: pa.Schema, need: Sequence[str], name: str) -> pa.Schema:
     for column in need:
         if column not in found.names:
-            close = get_close_matches(column, found.names, n=1)
+            close = get_close_matches(column, [name for name in found.names if name not in declared.names], n=1)
             hint = f"did you mean to rename '{close[0]}'?" if close else f"it has {', '.join(found.names)}"
             raise DataError(f"{name} lacks the column '{column}'; {hint}")
     fields = []
