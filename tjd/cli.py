@@ -19,10 +19,12 @@ import typer
 from typer.core import TyperGroup
 
 from tjd.config import (
+    RL_PRESETS,
     TAXONOMY_HELP,
     BackendConfig,
     EvalJudgeConfig,
     LabelConfig,
+    RlConfig,
     SampleConfig,
     SynthesizeConfig,
     TrainJudgeConfig,
@@ -118,15 +120,13 @@ def synthesize_command(
     from tjd.stages import synthesize as stage
 
     known = categories.load(taxonomy)
-    chosen = categories.choose(known, config.category)
-    prompt = prompts.load("synthesize.v1", stage.VARIABLES)
+    prompt, again = prompts.load("synthesize.v1", stage.VARIABLES), prompts.load("again.v1", ["reason"])
     table = tables.open_table(queries, "queries", need=("query_id", "query"))
     schema = tables.output_schema("instructions", like=table.schema, drop=["category"])
     [teacher] = open_models("synthesize", [config.teacher], backend)
-    rows = stage.synthesize(_rows(table, where, limit), prompt, teacher.ask, config, chosen, known)
-    written = _write(
-        rows, out, schema, "synthesize", config, {"queries": table}, [prompt], [teacher], null="instruction"
-    )
+    rows = stage.synthesize(_rows(table, where, limit), prompt, again, teacher.ask, config, known)
+    inputs, templates = {"queries": table}, [prompt, again]
+    written = _write(rows, out, schema, "synthesize", config, inputs, templates, [teacher], null="instruction")
     written.require_valid(config.max_invalid)
 
 
@@ -174,11 +174,13 @@ def label_command(
     from tjd.stages import label as stage
 
     prompt = prompts.load(f"label.{config.mode}.v1", stage.VARIABLES[config.mode])
+    again = prompts.load("again.v1", ["reason"])
     table = tables.open_table(responses, "responses", need=stage.NEED)
     schema = tables.output_schema("labels", like=table.schema, drop=["constraints"])
     [teacher] = open_models("label", [config.teacher], backend)
-    rows = stage.label(_rows(table, where, limit), prompt, teacher.ask, config, checkers.verdict)
-    written = _write(rows, out, schema, "label", config, {"responses": table}, [prompt], [teacher], null="followed")
+    rows = stage.label(_rows(table, where, limit), prompt, again, teacher.ask, config, checkers.verdict)
+    inputs, templates = {"responses": table}, [prompt, again]
+    written = _write(rows, out, schema, "label", config, inputs, templates, [teacher], null="followed")
     written.require_valid(config.max_invalid)
 
 
@@ -307,6 +309,58 @@ def score_command(
     digests = {"judges": tables.file_digest(judges / ensemble.MANIFEST)}
     config = {"dtype": dtype, "where": where, "limit": limit}
     _write(rows, out, stage.schema(source.schema), "score", config, {"table": source}, digests=digests, null="score")
+
+
+def _preset(ctx: typer.Context, name: str | None) -> str | None:
+    """Make a preset's settings the defaults of this call, so that flags on the line still win."""
+    if name is not None:
+        _require_known(name, RL_PRESETS, "--preset")
+        ctx.default_map = {**(ctx.default_map or {}), **RL_PRESETS[name]}
+    return name
+
+
+@app.command("rl", rich_help_panel="Policy")
+@flags
+def rl_command(
+    instructions: Annotated[str, typer.Argument(help="Instructions with their constraints: Parquet or `-`.")],
+    out: OutFolder,
+    judges: Judges,
+    config: RlConfig,
+    preset: Annotated[
+        str | None, typer.Option(help="`paper`: the settings of its Table 4.", callback=_preset, is_eager=True)
+    ] = None,
+    where: Where = [],  # noqa: B006
+    limit: Limit = 0,
+) -> None:
+    """Train a policy with GRPO; the reward is rules plus judges (Eq. 5), null where one of them failed.
+
+    The folder holds the policy, `rollouts.parquet` (every response with the reward and advantage that were used) and
+    `metrics.parquet`. The same command again goes on from the last checkpoint.
+    """
+    need("rl", "rl", "torch", "transformers", "peft", "trl", "datasets")
+    from tjd import checkers, tables
+    from tjd.judge import ensemble
+    from tjd.stages import rl as stage
+
+    table = tables.open_table(
+        instructions, "instructions", need=("instruction_id", "query", "instruction", "constraints")
+    )
+    judge = ensemble.load(judges, dtype=config.dtype)
+    digests = {
+        "instructions": tables.text_id(table.digest, *where, str(limit)),
+        "judges": tables.file_digest(judges / ensemble.MANIFEST),
+    }
+    with _progress() as bars:
+        metrics = stage.rl(
+            _rows(table, where, limit),
+            config,
+            out,
+            score=judge.score,
+            check=checkers.verdict,
+            inputs=digests,
+            on_step=_rewards(bars, config.steps),
+        )
+    _say(f"rl: {len(metrics)} steps -> {out} (policy, rollouts.parquet, metrics.parquet)")
 
 
 @app.command("show", rich_help_panel="Look")
@@ -553,15 +607,34 @@ def _training(bars: "Progress") -> Callable[[str, Mapping[str, Any]], None]:
     tasks: dict[str, Any] = {}
 
     def on_step(specialist: str, row: Mapping[str, Any]) -> None:
-        task = (
-            tasks.setdefault(specialist, bars.add_task(specialist, total=row["n_steps"]))
-            if (specialist not in tasks)
-            else tasks[specialist]
-        )
+        if specialist not in tasks:
+            tasks[specialist] = bars.add_task(specialist, total=row["n_steps"])
+        task = tasks[specialist]
         note = f"loss {row['loss']:.3f}"
         if row["validation_loss"] is not None:
             note = f"epoch {row['epoch']}: validation loss {row['validation_loss']:.3f}"
         bars.update(task, completed=row["step"], note=note)
+
+    return on_step
+
+
+def _rewards(bars: "Progress", n_steps: int) -> Callable[[Mapping[str, Any]], None]:
+    """The reward by component, a line per step; the bar says how far the run is."""
+    task = bars.add_task("rl", total=n_steps)
+
+    def shown(row: Mapping[str, Any], name: str, form: str = ".3f") -> str:
+        return "-" if row.get(name) is None else format(row[name], form)
+
+    def on_step(row: Mapping[str, Any]) -> None:
+        seconds = sum(row.get(name) or 0 for name in ("generation_s", "scoring_s", "training_s"))
+        line = (
+            f"step {row['step']:>4}  reward {shown(row, 'reward')}  rule {shown(row, 'reward_rule')}  "
+            f"soft {shown(row, 'reward_soft')}  kl {shown(row, 'kl', '.4f')}  "
+            f"tokens {shown(row, 'n_tokens', '.0f')}  flat groups {shown(row, 'flat_groups', '.2f')}  "
+            f"judge failed {shown(row, 'judge_failed', '.2f')}  {seconds:.0f} s"
+        )
+        bars.update(task, completed=row["step"])
+        bars.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     return on_step
 
