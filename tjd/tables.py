@@ -335,7 +335,8 @@ def _read_text_table(raw: pa.NativeFile, name: str, *, is_json: bool) -> pa.Tabl
     text: Any = raw
     try:
         if is_json:
-            frame = pd.read_json(text, lines=True, dtype=False)
+            as_written: Any = False  # else "007" becomes a number
+            frame = pd.read_json(text, lines=True, dtype=as_written)
         else:
             frame = pd.read_csv(text, dtype=str, keep_default_na=False)  # "NA" is a text like any other
         table = pa.Table.from_pandas(frame, preserve_index=False)
