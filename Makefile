@@ -46,10 +46,10 @@ imports: $(READY) ## layers: imports point down only
 	$(BIN)/lint-imports
 
 docs: $(READY) ## write the help texts into the README
-	$(BIN)/cog -r README.md docs/commands.md
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cog -r docs/commands.md
 
 docs-check: $(READY) ## the help texts in the documentation are today's
-	$(BIN)/cog --check README.md docs/commands.md
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cog --check docs/commands.md
 
 smoke: $(READY) ## a wheel in a clean environment, without extras
 	$(BIN)/python -m pytest -m smoke tests/test_wheel.py

@@ -5,11 +5,13 @@ folder, since reading GGUF takes ten times as long. Heavy imports happen inside 
 """
 
 import ctypes
-import json
 import os
 import shutil
 import sys
 import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,6 +89,14 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto", **option
     return model.to(chosen).eval()
 
 
+@contextmanager
+def without_peft_noise() -> Iterator[None]:
+    """Silence what transformers says of the way in which peft calls it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+        yield
+
+
 def choose_device(device: str = "auto") -> str:
     """`cuda` or `mps` where there is one, else `cpu`."""
     import torch
@@ -157,17 +167,12 @@ def _convert_gguf(source: Path, target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
-class _hub_errors:
+@contextmanager
+def _hub_errors(name: str) -> Iterator[None]:
     """Map the many ways in which a model cannot be fetched to one line."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
-        if isinstance(exc, (OSError, ValueError, json.JSONDecodeError)):
-            first = str(exc).strip().splitlines()[0][:160] if str(exc).strip() else type(exc).__name__
-            raise ConfigError(
-                f"the model {self.name} cannot be loaded ({first}); give a folder, a hub name, or '{EMBEDDED}'"
-            ) from exc
+    try:
+        yield
+    except (OSError, ValueError) as exc:
+        first = str(exc).strip().splitlines()[0][:160] if str(exc).strip() else type(exc).__name__
+        told = f"the model {name} cannot be loaded ({first}); give a folder, a hub name, or '{EMBEDDED}'"
+        raise ConfigError(told) from exc

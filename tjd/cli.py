@@ -6,10 +6,11 @@ standard error, so that commands can be piped. Heavy imports live in the command
 
 import json
 import logging
+import os
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -93,6 +94,7 @@ def main_callback(
 
     `tjd synthesize queries.jsonl -o - | tjd sample - -m hf:embedded -o - | tjd label - -o labels.parquet`
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve whatever shares the cores
     logging.basicConfig(level=logging.ERROR, stream=sys.stderr, format="%(levelname)s: %(message)s")
     logging.getLogger("tjd").setLevel(logging.INFO if verbose else logging.WARNING)
     if config is not None:
@@ -456,7 +458,10 @@ def _write(
     source = tables.provenance(stage, settings, read, {prompt.name: prompt.digest for prompt in prompts})
     written = Written(out, null)
     total = max((len(table) for table in inputs.values()), default=None)
-    with _progress() as bars:
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(closing(model))  # calls in flight are paid: they may still arrive and be kept
+        bars = stack.enter_context(_progress())
         task = bars.add_task(stage, total=total)
         tables.write_rows(_advancing(written.count(rows), bars, task), out, schema, source)
     told = [f"{written.n_rows} rows"]

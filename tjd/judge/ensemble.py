@@ -68,7 +68,7 @@ class Ensemble:
 
     def _activate(self, specialist: str) -> Any:
         model = self.models[specialist]
-        if hasattr(model, "set_adapter"):
+        if hasattr(model, "peft_config"):
             model.set_adapter(specialist)
         return model
 
@@ -144,9 +144,10 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> En
     else:
         model: Any = backbone.load_model(manifest["base"], device=device, dtype=dtype)
         first, *others = manifest["specialists"]
-        model = PeftModel.from_pretrained(model, str(folder / first), adapter_name=first)
-        for name in others:
-            model.load_adapter(str(folder / name), adapter_name=name)
+        with backbone.without_peft_noise():
+            model = PeftModel.from_pretrained(model, str(folder / first), adapter_name=first)
+            for name in others:
+                model.load_adapter(str(folder / name), adapter_name=name)
         model.eval()
         models = dict.fromkeys(manifest["specialists"], model)
     seats = {name: Seat(seat["specialist"], seat["threshold"]) for name, seat in manifest["categories"].items()}

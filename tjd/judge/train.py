@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 
+from tjd import backbone
 from tjd.config import TrainJudgeConfig
 from tjd.errors import TrainingError
 from tjd.judge.score import (
@@ -82,7 +83,8 @@ def add_adapter(base: Any, config: TrainJudgeConfig) -> Any:
         layers_to_transform=adapted,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(base, lora)
+    with backbone.without_peft_noise():
+        return get_peft_model(base, lora)
 
 
 def fit(

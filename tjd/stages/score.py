@@ -17,6 +17,8 @@ from tjd.tables import Row
 
 WINDOW = 2048  # rows handed to the judges at once: long enough to sort by length, short enough to keep memory flat
 
+NEED = ("query", "response")
+
 Scorer = Callable[[Sequence[Mapping[str, Any]]], Sequence[Verdict]]
 
 

@@ -47,6 +47,7 @@ class Tally:
     """Counts over the rows of a table, whichever kind it is."""
 
     def __init__(self, names: list[str]) -> None:
+        self.names = names
         self.counts: dict[str, Counter[Any]] = {name: Counter() for name in names}
         self.verdicts: dict[str, Counter[Any]] = {}
         self.steps: dict[int, list[Row]] = {}
@@ -54,9 +55,8 @@ class Tally:
 
     def add(self, row: Row) -> None:
         """Count a row."""
-        for name in self.counts:
-            if name in row:
-                self.counts[name][row[name]] += 1
+        for name in self.names:
+            self.counts[name][row[name]] += 1
         for constraint in row.get("constraints") or ():
             self.counts.setdefault("constraints", Counter())[constraint["category"] or constraint["checker"]] += 1
         if "followed" in row:

@@ -1,0 +1,283 @@
+"""The command line as a user meets it: one clear line and an exit code per kind of error, and no stray file."""
+
+import json
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from tjd import tables
+from tjd.cli import app
+from tjd.resources import folder
+
+DEMO = folder("data") / "demo"
+RECORDED = f"recorded:{DEMO / 'recorded.parquet'}"
+
+
+def tjd(*arguments):
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def fails(code, *arguments):
+    """Run a command that must fail with one line on standard error; return the line."""
+    result = tjd(*arguments)
+    assert result.exit_code == code, result.output
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.output
+    assert "Traceback" not in result.output
+    return lines[0].removeprefix("error: ")
+
+
+def write(path, rows, schema=None):
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+    return path
+
+
+LABEL = {
+    "response_id": "r", "constraint_id": "c", "query_id": "q", "query": "Hello?", "category": "style",
+    "constraint": "Be kind.", "response": "Hi.", "followed": True, "split": "train",
+}  # fmt: skip
+
+
+def labels(path, *changes):
+    return write(path, [LABEL | {"response_id": f"r{i}"} | change for i, change in enumerate(changes)])
+
+
+def test_help_is_instant_in_what_it_imports():
+    code = "import sys; from tjd.cli import app; from typer.main import get_command; get_command(app); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "transformers", "litellm", "pandas", "pyarrow", "sklearn"} & set(loaded)
+
+
+def test_every_command_explains_itself():
+    for command in ("synthesize", "sample", "label", "train-judge", "eval-judge", "score", "rl", "show"):
+        result = tjd(command, "--help")
+        assert result.exit_code == 0
+        assert len(result.output) > 500
+
+
+def test_the_demo_is_labelled_by_its_recorded_teacher(tmp_path):
+    out = tmp_path / "labels.parquet"
+    result = tjd("label", DEMO / "pool.parquet", "-t", RECORDED, "--votes", 3, "--limit", 40, "-o", out)
+    assert result.exit_code == 0
+    rows = pq.read_table(out).to_pylist()
+    assert len(rows) == 40
+    assert {row["teacher"] for row in rows} == {RECORDED.replace(str(DEMO / "recorded.parquet"), rows[0]["teacher"][9:])}
+    assert all(row["followed"] is not None and row["agreement"] >= 0.5 for row in rows)
+    assert str(tmp_path) not in str(pq.read_schema(out).metadata)
+    assert str(DEMO) not in str(pq.read_schema(out).metadata)
+
+
+def test_the_same_command_gives_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        arguments = ("synthesize", DEMO / "queries.parquet", "-t", RECORDED, "-o", tmp_path / f"{name}.parquet")
+        assert tjd(*arguments).exit_code == 0
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    rows = pq.read_table(tmp_path / "a.parquet").to_pylist()
+    kinds = {constraint["kind"] for row in rows for constraint in row["constraints"]}
+    assert kinds == {"rule", "soft"}
+    assert all(row["instruction"] for row in rows)
+
+
+def test_stages_can_be_piped(tmp_path):
+    command = (
+        f"{sys.executable} -m tjd.cli synthesize {DEMO / 'queries.parquet'} -t {RECORDED} --limit 5 -o - "
+        f"| {sys.executable} -m tjd.cli show - --json"
+    )
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    summary = json.loads(done.stdout)
+    assert summary["n_rows"] == 5
+    assert summary["provenance"]["stage"] == "synthesize"
+
+
+def test_a_file_that_is_not_parquet(tmp_path):
+    (tmp_path / "x.parquet").write_text("hello")
+    line = fails(3, "label", tmp_path / "x.parquet", "-o", tmp_path / "out.parquet")
+    assert line == f"{tmp_path / 'x.parquet'} is not a Parquet file; only queries may also be JSONL or CSV"
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_a_truncated_file(tmp_path):
+    whole = (DEMO / "pool.parquet").read_bytes()
+    (tmp_path / "x.parquet").write_bytes(whole[: len(whole) // 2])
+    line = fails(3, "label", tmp_path / "x.parquet", "-o", tmp_path / "out.parquet")
+    assert line == f"{tmp_path / 'x.parquet'} is a truncated or damaged Parquet file; write it anew"
+
+
+def test_a_missing_column(tmp_path):
+    rows = [{k: v for k, v in LABEL.items() if k != "constraint"}]
+    line = fails(3, "train-judge", write(tmp_path / "x.parquet", rows), "-o", tmp_path / "judges")
+    assert "lacks the column 'constraint'" in line
+    assert not (tmp_path / "judges").exists()
+
+
+def test_a_mistyped_column(tmp_path):
+    line = fails(3, "train-judge", labels(tmp_path / "x.parquet", {"followed": "yes"}), "-o", tmp_path / "judges")
+    assert "column 'followed'" in line
+    assert "has type string, not bool" in line
+
+
+def test_a_repeated_key(tmp_path):
+    table = labels(tmp_path / "x.parquet", {"response_id": "r"}, {"response_id": "r"})
+    assert "row 2" in (line := fails(3, "train-judge", table, "-o", tmp_path / "judges"))
+    assert "repeats the key response_id 'r', constraint_id 'c'" in line
+
+
+def test_no_rows(tmp_path):
+    empty = write(tmp_path / "x.parquet", [], tables.RESPONSES)
+    assert "has no rows" in fails(3, "label", empty, "-o", tmp_path / "out.parquet")
+
+
+def test_one_class_only(tmp_path, tiny_model_dir):
+    table = labels(tmp_path / "x.parquet", {}, {})
+    line = fails(3, "train-judge", table, "-b", tiny_model_dir, "-o", tmp_path / "judges")
+    assert line.startswith("all 2 training rows of 'style' are followed; sample more responses")
+
+
+def test_an_unknown_category(tmp_path, tiny_model_dir):
+    table = labels(tmp_path / "x.parquet", {"category": "styel"}, {})
+    line = fails(2, "train-judge", table, "-b", tiny_model_dir, "-o", tmp_path / "judges")
+    assert line == "unknown category 'styel'; did you mean 'style'?"
+
+
+def test_a_model_that_does_not_exist(tmp_path):
+    table = labels(tmp_path / "x.parquet", {}, {"followed": False})
+    line = fails(2, "train-judge", table, "-b", "./nowhere", "-o", tmp_path / "judges")
+    assert line.startswith("there is no model folder ./nowhere")
+
+
+def test_no_api_key(tmp_path, monkeypatch):
+    for name in ("GEMINI_API_KEY", "GOOGLE_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    line = fails(5, "label", DEMO / "pool.parquet", "-t", "gemini/gemini-3-pro-preview", "-o", tmp_path / "out.parquet")
+    assert "GEMINI_API_KEY" in line
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_a_flag_out_of_range(tmp_path):
+    line = fails(2, "label", DEMO / "pool.parquet", "--votes", 0, "-o", tmp_path / "out.parquet")
+    assert line == "--votes must be at least 1, not 0"
+
+
+def test_too_many_unreadable_verdicts_still_write_the_table(tmp_path):
+    recording = tmp_path / "garbage.parquet"
+    answers = pq.read_table(DEMO / "recorded.parquet").to_pylist()
+    answers = [row | {"completion": "maybe"} if i % 2 else row for i, row in enumerate(answers)]
+    pq.write_table(pa.Table.from_pylist(answers, schema=pq.read_schema(DEMO / "recorded.parquet")), recording)
+    out = tmp_path / "out.parquet"
+    line = fails(5, "label", DEMO / "pool.parquet", "-t", f"recorded:{recording}", "-o", out)
+    assert "rows have no followed" in line
+    rows = pq.read_table(out).to_pylist()
+    assert len(rows) == 1750
+    assert all(row["error"] for row in rows if row["followed"] is None)
+    assert any(row["followed"] is not None for row in rows)
+
+
+def test_a_config_file_gives_defaults_and_flags_win(tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text(f"[label]\nteacher = '{RECORDED}'\nvotes = 3\nlimit = 5\n")
+    out = tmp_path / "out.parquet"
+    assert tjd("--config", config, "label", DEMO / "pool.parquet", "--limit", 7, "-o", out).exit_code == 0
+    rows = pq.read_table(out).to_pylist()
+    assert len(rows) == 7
+    assert len(rows[0]["votes"]) == 3
+
+
+def test_an_unknown_key_of_a_config_file_names_the_nearest(tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text("[label]\nvoets = 3\n")
+    line = fails(2, "--config", config, "label", DEMO / "pool.parquet", "-o", tmp_path / "out.parquet")
+    assert line.endswith("'voets'; did you mean 'votes'?")
+
+
+def test_an_unknown_column_in_where(tmp_path):
+    line = fails(3, "show", DEMO / "pool.parquet", "--where", "colour=red")
+    assert line.startswith("--where colour=red: write COLUMN=VALUE")
+
+
+def test_queries_may_be_jsonl(tmp_path):
+    queries = tmp_path / "q.jsonl"
+    queries.write_text('{"query": "Why is the sky blue?"}\n{"query": "Who was Ada Lovelace?"}\n')
+    line = fails(5, "synthesize", queries, "-t", RECORDED, "-o", tmp_path / "out.parquet")
+    assert "not in the recording" in line
+    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [row["query"] for row in rows] == ["Why is the sky blue?", "Who was Ada Lovelace?"]
+    assert rows[0]["query_id"] != rows[1]["query_id"]
+
+
+def test_a_foreign_table_is_imported(tmp_path):
+    foreign = [
+        {"id": i, "group": f"g{i // 2}", "ask": "Why?", "history": "A: hi" if i else None, "rule": "Be kind.",
+         "answer": f"Since {i}.", "ok": i % 2, "kind_of": "style"}
+        for i in range(4)
+    ]  # fmt: skip
+    source, out = write(tmp_path / "f.parquet", foreign), tmp_path / "labels.parquet"
+    flags = {"query": "ask", "constraint": "rule", "response": "answer", "followed": "ok", "context": "history",
+             "query-id": "group", "response-id": "id", "category": "kind_of"}  # fmt: skip
+    arguments = [part for name, column in flags.items() for part in (f"--{name}", column)]
+    assert tjd("import", "labels", source, *arguments, "-o", out).exit_code == 0
+    rows = tables.open_table(str(out), "labels").read().to_pylist()
+    assert [row["followed"] for row in rows] == [False, True, False, True]
+    assert rows[0]["query"] == "Why?"
+    assert rows[1]["query"] == "A: hi\n\nWhy?"
+    assert [row["query_id"] for row in rows] == ["g0", "g0", "g1", "g1"]
+
+
+def test_a_foreign_verdict_that_is_neither_yes_nor_no(tmp_path):
+    source = write(tmp_path / "f.parquet", [{"query": "a", "constraint": "b", "response": "c", "followed": "perhaps"}])
+    line = fails(3, "import", "labels", source, "-o", tmp_path / "labels.parquet")
+    assert line.startswith("row 1 has the verdict 'perhaps'")
+    assert not (tmp_path / "labels.parquet").exists()
+
+
+@pytest.fixture(scope="module")
+def toy_labels(tmp_path_factory):
+    """Followed if and only if the response contains an `a`; three rows per query."""
+    rows = []
+    for i in range(240):
+        followed = i % 2 == 0
+        rows.append(
+            LABEL
+            | {"response_id": f"r{i}", "query_id": f"q{i // 3}", "query": f"q{i // 3}", "followed": followed, "split": None}
+            | {"response": ("bca" if followed else "bcd") * (1 + i % 4), "category": ("style", "semantic")[i % 3 == 0]}
+        )
+    return write(tmp_path_factory.mktemp("toy") / "labels.parquet", rows)
+
+
+def test_judges_are_trained_measured_and_used(tmp_path, toy_labels, tiny_model_dir):
+    judges, metrics, scores = tmp_path / "judges", tmp_path / "metrics.parquet", tmp_path / "scores.parquet"
+    train = ("train-judge", toy_labels, "-b", tiny_model_dir, "--full", "--learning-rate", 3e-3, "--epochs", 12,
+             "--patience", 12, "-o", judges)  # fmt: skip
+    assert tjd(*train).exit_code == 0
+    weights = {path: path.stat().st_mtime_ns for path in judges.glob("*/*.safetensors")}
+    assert len(weights) == 2
+    assert tjd(*train).exit_code == 0  # the specialists that are there are kept
+    assert weights == {path: path.stat().st_mtime_ns for path in judges.glob("*/*.safetensors")}
+    assert "| style | style |" in (judges / "card.md").read_text()
+    result = tjd("eval-judge", toy_labels, "-j", judges, "--teacher", f"hf:{tiny_model_dir}", "-o", metrics, "--json")
+    assert result.exit_code == 0
+    rows = pq.read_table(metrics).to_pylist()
+    assert json.loads(result.stdout) == rows
+    accuracy = {row["judge"]: row for row in rows if (row["category"], row["metric"]) == ("all", "balanced_accuracy")}
+    assert accuracy["3-for-3"]["value"] >= 0.95
+    assert accuracy[f"3-for-3 - zero-shot {tiny_model_dir.name}"]["value"] > 0.2
+    assert tjd("score", toy_labels, "-j", judges, "-o", scores).exit_code == 0
+    scored = pq.read_table(scores).to_pylist()
+    assert len(scored) == 240
+    assert sum(row["followed"] == row["teacher_followed"] for row in scored) >= 228
+
+
+def test_a_category_without_a_specialist_gets_a_null_score(tmp_path, toy_labels, tiny_model_dir):
+    judges = tmp_path / "judges"
+    train = ("train-judge", toy_labels, "-b", tiny_model_dir, "-c", "style", "--epochs", 1, "-o", judges)
+    assert tjd(*train).exit_code == 0
+    assert tjd("score", toy_labels, "-j", judges, "-o", tmp_path / "scores.parquet").exit_code == 0
+    for row in pq.read_table(tmp_path / "scores.parquet").to_pylist():
+        assert (row["score"] is None) == (row["category"] == "semantic")
+        assert row["error"] == ("no specialist for the category 'semantic'" if row["score"] is None else None)
