@@ -50,7 +50,9 @@ def labels(path, *changes):
 
 
 def test_help_is_instant_in_what_it_imports():
-    code = "import sys; from tjd.cli import app; from typer.main import get_command; get_command(app); print(*sys.modules)"
+    code = (
+        "import sys; from tjd.cli import app; from typer.main import get_command; get_command(app); print(*sys.modules)"
+    )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "transformers", "litellm", "pandas", "pyarrow", "sklearn"} & set(loaded)
 
@@ -68,7 +70,9 @@ def test_the_demo_is_labelled_by_its_recorded_teacher(tmp_path):
     assert result.exit_code == 0
     rows = pq.read_table(out).to_pylist()
     assert len(rows) == 40
-    assert {row["teacher"] for row in rows} == {RECORDED.replace(str(DEMO / "recorded.parquet"), rows[0]["teacher"][9:])}
+    assert {row["teacher"] for row in rows} == {
+        RECORDED.replace(str(DEMO / "recorded.parquet"), rows[0]["teacher"][9:])
+    }
     assert all(row["followed"] is not None and row["agreement"] >= 0.5 for row in rows)
     assert str(tmp_path) not in str(pq.read_schema(out).metadata)
     assert str(DEMO) not in str(pq.read_schema(out).metadata)
@@ -244,7 +248,13 @@ def toy_labels(tmp_path_factory):
         followed = i % 2 == 0
         rows.append(
             LABEL
-            | {"response_id": f"r{i}", "query_id": f"q{i // 3}", "query": f"q{i // 3}", "followed": followed, "split": None}
+            | {
+                "response_id": f"r{i}",
+                "query_id": f"q{i // 3}",
+                "query": f"q{i // 3}",
+                "followed": followed,
+                "split": None,
+            }
             | {"response": ("bca" if followed else "bcd") * (1 + i % 4), "category": ("style", "semantic")[i % 3 == 0]}
         )
     return write(tmp_path_factory.mktemp("toy") / "labels.parquet", rows)

@@ -369,6 +369,7 @@ def rl_command(
 def show_command(
     table: Annotated[str, typer.Argument(help="Any Parquet table of tjd, or `-`.")],
     rows: Annotated[int, typer.Option("--rows", "-n", help="Rows to show.", min=0)] = 3,
+    only: Annotated[str | None, typer.Option(help="Show one section, by its title.")] = None,
     where: Where = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
@@ -378,6 +379,9 @@ def show_command(
 
     source = tables.open_table(table, "foreign")
     summary = stage.summarise(_rows(source, where, 0), source, n_rows=rows)
+    if only is not None:
+        _require_known(only, summary["sections"], "section")
+        summary["sections"] = {only: summary["sections"][only]}
     if as_json:
         print(json.dumps(summary, ensure_ascii=False, default=str))  # noqa: T201
     else:

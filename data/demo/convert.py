@@ -23,11 +23,11 @@ from tjd.teacher.recorded import entry, write_recording
 
 HERE = Path(__file__).parent
 FRONTIER = "a frontier model"
-RULES = [  # rule constraints whose verdicts vary in short responses of a small model: text, checker, kwargs
-    ("Use fewer than 45 words.", "length_constraints:number_words", {"num_words": 45, "relation": "less than"}),
+RULES = [  # rule constraints that a small model breaks at first and can learn: text, checker, kwargs
+    ("Use fewer than 20 words.", "length_constraints:number_words", {"num_words": 20, "relation": "less than"}),
     ("Do not use any commas.", "punctuation:no_comma", {}),
-    ("Use the word \"because\".", "keywords:existence", {"keywords": ["because"]}),
-    ("Do not use the words \"very\" or \"and\".", "keywords:forbidden_words", {"forbidden_words": ["very", "and"]}),
+    ("Write everything in lower case.", "change_case:english_lowercase", {}),
+    ('Do not use the word "and".', "keywords:forbidden_words", {"forbidden_words": ["and"]}),
 ]
 
 
@@ -38,8 +38,11 @@ def main(source: Path) -> None:
     queries = [query_of(row) for row in instructions]
     pool = [response_of(row) for row in labels]
     text = pa.string()
-    schema = tables.output_schema("queries", like=pa.schema({"category": text, "split": text, "constraints": pa.list_(tables.CONSTRAINT)}))
-    source_of = tables.provenance("demo data", {}, {p.stem: tables.file_digest(p) for p in source.glob("*.parquet")}, {})
+    extra = pa.schema({"category": text, "split": text, "constraints": pa.list_(tables.CONSTRAINT)})
+    schema = tables.output_schema("queries", like=extra)
+    source_of = tables.provenance(
+        "demo data", {}, {p.stem: tables.file_digest(p) for p in source.glob("*.parquet")}, {}
+    )
     tables.write_rows(queries, str(HERE / "queries.parquet"), schema, source_of)
     schema = tables.output_schema("responses", like=pa.schema({"written_as": text, "split": text}))
     tables.write_rows(pool, str(HERE / "pool.parquet"), schema, source_of)
@@ -49,11 +52,11 @@ def main(source: Path) -> None:
 
 
 def query_of(row: Row) -> Row:
-    """A query; a digest of its id decides whether it brings a rule constraint (about half do), and which."""
+    """A query; a digest of its id decides whether it brings a rule constraint (three in four do), and which."""
     digest = int(tables.text_id(row["query_id"]), 16)
     rules = []
-    if digest % 2 == 0:
-        said, checker, kwargs = RULES[digest // 2 % len(RULES)]
+    if digest % 4:
+        said, checker, kwargs = RULES[digest // 4 % len(RULES)]
         rules = [{"kind": "rule", "text": said, "checker": checker, "kwargs": json.dumps(kwargs)}]
     kept = {name: row[name] for name in ("query_id", "query", "language", "category", "split")}
     return kept | {"source": "tjd demo", "constraints": rules}
@@ -61,7 +64,12 @@ def query_of(row: Row) -> Row:
 
 def response_of(row: Row) -> Row:
     """A response of the pool with its one soft constraint."""
-    soft = {"constraint_id": row["constraint_id"], "kind": "soft", "category": row["category"], "text": row["constraint"]}
+    soft = {
+        "constraint_id": row["constraint_id"],
+        "kind": "soft",
+        "category": row["category"],
+        "text": row["constraint"],
+    }
     soft |= {"checker": None, "kwargs": None}
     names = ("response_id", "instruction_id", "query_id", "query", "instruction", "response", "model", "condition",
              "finish_reason", "language", "written_as", "split")  # fmt: skip

@@ -1,41 +1,61 @@
 #!/usr/bin/env bash
 # The main job, end to end, on the embedded 135M model: distil judges from recorded verdicts, then train a policy with them.
-#   make demo                      a few minutes on two cores
+#   make demo                      about ten minutes on two cores
 #   make demo FULL=1               every row, more epochs, more steps: up to an hour
-#   make demo TEACHER=gemini/...   the same against a live teacher (its key in the environment); its labels cost money
+#   make demo TEACHER=gemini/...   the same against a live teacher, its key in the environment: this costs money
 set -euo pipefail
 
 data="$(cd "$(dirname "$0")" && pwd)"
 out="${OUT:-demo}"
 teacher="${TEACHER:-recorded:$data/recorded.parquet}"
-mkdir -p "$out"
-
 if [ -n "${FULL:-}" ]; then
-  train_rows=0 epochs=4 steps=60 live=24
+  rows=0 epochs=4 steps=60 live=24
 else
-  train_rows=900 epochs=2 steps=12 live=8
+  rows=640 epochs=2 steps=14 live=8
 fi
+[ -n "${TEACHER:-}" ] && votes=1 || votes=3
+mkdir -p "$out"
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
+say() { printf '\n\033[1;36m%s\033[0m\n' "$*"; }
 run() {
-  printf '\n\033[1m$ tjd %s\033[0m\n' "$*"
+  printf '\033[1m$ tjd %s\033[0m\n' "$*"
   local start=$SECONDS
   tjd "$@"
-  printf '\033[2m  %d s\033[0m\n' $((SECONDS - start))
+  printf '\033[2m(%d s)\033[0m\n' $((SECONDS - start))
 }
 
-echo "1. The teacher weaves a soft constraint into each query (some queries bring a rule constraint too)."
+say "1. The teacher weaves a soft constraint into each query; three in four queries bring a rule constraint too."
 run synthesize "$data/queries.parquet" --teacher "$teacher" -o "$out/instructions.parquet"
 
-echo; echo "2. The embedded model responds to a few test instructions, with and without the constraint shown."
+say "2. The embedded model responds to a few test instructions, with and without the constraints shown."
 run sample "$out/instructions.parquet" --model hf:embedded --where split=test --limit $live --max-tokens 64 \
   -o "$out/responses.parquet"
 
-echo; echo "3. The teacher labels the pool: three votes, the majority counts."
-run label "$data/pool.parquet" --teacher "$teacher" --votes 3 -o "$out/labels.parquet"
+say "3. The teacher labels a pool of 1,750 responses, one constraint at a time; the majority of the votes counts."
+run label "$data/pool.parquet" --teacher "$teacher" --votes $votes -o "$out/labels.parquet"
+if [ -n "${TEACHER:-}" ]; then
+  run label "$out/responses.parquet" --teacher "$teacher" -o "$out/live-labels.parquet"
+fi
 
-echo; echo "4. One tiny judge per category learns those verdicts."
-run train-judge "$out/labels.parquet" --base embedded --limit $train_rows --epochs $epochs --lora-layers 10 \
-  -o "$out/judges"
+say "4. One tiny judge per category learns those verdicts."
+run train-judge "$out/labels.parquet" --base embedded --where 'split!=test' --limit $rows --epochs $epochs \
+  --lora-layers 10 --learning-rate 1e-3 -o "$out/judges"
 
-echo; echo "5. What the judges are worth on queries they never saw, beside the same model untrained."
+say "5. The judges give the live responses a score and a verdict."
+run score "$out/responses.parquet" --judges "$out/judges" -o "$out/scores.parquet"
+
+say "6. GRPO: the reward is the mean of the rule checks plus the mean of the judges' scores."
+run rl "$out/instructions.parquet" --judges "$out/judges" --policy embedded --where split=train --steps $steps \
+  --prompts-per-step 2 --group-size 8 --micro-batch 8 --max-prompt-tokens 128 --max-response-tokens 32 \
+  --learning-rate 1e-3 --lora-layers 10 --soft-reward score -o "$out/policy"
+
+say "7. What the judges are worth on queries they never saw, beside the same model untrained. First all rows:"
 run eval-judge "$out/labels.parquet" --judges "$out/judges" --teacher hf:embedded -o "$out/metrics.parquet"
+echo "The same judges on the frontier's responses alone, whose violations are near misses:"
+run eval-judge "$out/labels.parquet" --judges "$out/judges" --teacher hf:embedded --where model=frontier \
+  -o "$out/metrics-frontier.parquet"
+
+say "8. The reward over the steps of the policy's training."
+run show "$out/policy/rollouts.parquet" --rows 0 --only 'reward by step'
+printf '\nEverything is in %s: tables (tjd show FILE), judges/card.md, policy/.\n' "$out"

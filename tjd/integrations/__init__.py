@@ -1,0 +1,1 @@
+"""The reward as other trainers want it; one file each."""
