@@ -1,4 +1,4 @@
-"""A policy small enough to be trained in seconds."""
+"""A policy small enough to be trained in seconds: it writes single characters, so that it meets rewards by chance."""
 
 from pathlib import Path
 

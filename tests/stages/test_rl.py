@@ -130,7 +130,9 @@ def test_rollouts_are_what_the_trainer_used(config, tmp_path, monkeypatch):
         assert "lost" in row["verdicts"]
 
 
-def test_a_run_continues_where_it_was_stopped(config, tmp_path):
+@pytest.mark.parametrize("full", [True, False])
+def test_a_run_continues_where_it_was_stopped(config, tmp_path, full):
+    config = replace(config, full=full)
     run(config, tmp_path / "whole")
 
     def interrupt(metrics):
