@@ -9,7 +9,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-data test slow check lint types imports docs docs-check smoke fmt golden clean
+.PHONY: help install demo demo-data test slow check lint types imports docs docs-check fmt golden clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -33,7 +33,7 @@ test: $(READY) ## the fast test suite
 slow: $(READY) ## the tests with real training, real servers and the embedded model
 	$(BIN)/python -m pytest -m slow
 
-check: lint types imports docs-check test smoke ## everything that must be green before a merge, but the slow tests
+check: lint types imports docs-check test ## everything that must be green before a merge, but the slow tests
 
 lint: $(READY) ## style
 	$(BIN)/ruff check .
@@ -50,9 +50,6 @@ docs: $(READY) ## write the help texts into the README
 
 docs-check: $(READY) ## the help texts in the documentation are today's
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cog --check docs/commands.md
-
-smoke: $(READY) ## a wheel in a clean environment, without extras
-	$(BIN)/python -m pytest -m smoke tests/test_wheel.py
 
 fmt: $(READY) ## format
 	$(BIN)/ruff check --fix .

@@ -352,9 +352,13 @@ def rl_command(
         "instructions": tables.text_id(table.digest, *where, str(limit)),
         "judges": tables.file_digest(judges / ensemble.MANIFEST),
     }
+    rows = list(_rows(table, where, limit))
+    covered = [row for row in rows if judge.covers(row["constraints"] or ())]
+    if len(covered) < len(rows):
+        _say(f"rl: {len(rows) - len(covered)} of {len(rows)} instructions left out: no judge covers their category")
     with _progress() as bars:
         metrics = stage.rl(
-            _rows(table, where, limit),
+            covered,
             config,
             out,
             score=judge.score,

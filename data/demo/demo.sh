@@ -25,14 +25,15 @@ run() {
   printf '\033[2m(%d s)\033[0m\n' $((SECONDS - start))
 }
 
-say "1. The teacher weaves a soft constraint into each query; three in four queries bring a rule constraint too."
+say "1. The teacher weaves a soft constraint into each query; the training split's queries bring a rule constraint too."
 run synthesize "$data/queries.parquet" --teacher "$teacher" -o "$out/instructions.parquet"
 
 say "2. The embedded model responds to a few test instructions, with and without the constraints shown."
 run sample "$out/instructions.parquet" --model hf:embedded --where split=test --limit $live --max-tokens 64 \
   -o "$out/responses.parquet"
 
-say "3. The teacher labels a pool of 1,750 responses, one constraint at a time; the majority of the votes counts."
+say "3. The teacher labels a pool of 1,750 responses, one constraint at a time; the majority of the votes counts.
+   (720 of them have one recorded vote; the other two calls count as failed, and the one vote stands.)"
 run label "$data/pool.parquet" --teacher "$teacher" --votes $votes -o "$out/labels.parquet"
 if [ -n "${TEACHER:-}" ]; then
   run label "$out/responses.parquet" --teacher "$teacher" -o "$out/live-labels.parquet"

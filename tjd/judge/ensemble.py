@@ -59,6 +59,10 @@ class Ensemble:
                 verdicts[index] = Verdict(yes >= threshold, yes, threshold, specialist)
         return [verdict for verdict in verdicts if verdict is not None]
 
+    def covers(self, constraints: Iterable[Mapping[str, Any]]) -> bool:
+        """Whether every soft constraint has a specialist."""
+        return all(c["category"] in self.seats for c in constraints if c["kind"] == "soft")
+
     def _unscored(self, row: Mapping[str, Any]) -> Verdict | None:
         if row["category"] not in self.seats:
             return Verdict(None, error=f"no specialist for the category '{row['category']}'")
