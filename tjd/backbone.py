@@ -77,6 +77,7 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto", **option
     Raises:
         ConfigError: There is no such model, or it cannot be fetched.
     """
+    import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -84,6 +85,7 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto", **option
     chosen = choose_device(device)
     if chosen == "cpu":
         _keep_freed_memory()
+        torch.set_flush_denormal(True)  # second moments of an optimiser underflow; arithmetic on them is 10 times slower
     with _hub_errors(name):
         model = AutoModelForCausalLM.from_pretrained(resolve(name), dtype=choose_dtype(dtype, chosen), **options)
     return model.to(chosen).eval()

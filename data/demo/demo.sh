@@ -9,9 +9,9 @@ data="$(cd "$(dirname "$0")" && pwd)"
 out="${OUT:-demo}"
 teacher="${TEACHER:-recorded:$data/recorded.parquet}"
 if [ -n "${FULL:-}" ]; then
-  rows=0 epochs=4 steps=60 live=24
+  rows=0 epochs=5 steps=60 live=24
 else
-  rows=640 epochs=2 steps=14 live=8
+  rows=0 epochs=2 steps=14 live=8
 fi
 [ -n "${TEACHER:-}" ] && votes=1 || votes=3
 mkdir -p "$out"

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from checker_cases import CHECKERS, valid_kwargs
+from tests.checkers.checker_cases import CHECKERS, valid_kwargs
 
 from tjd.checkers import verdict
 

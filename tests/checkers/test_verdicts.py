@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from checker_cases import CHECKERS, valid_kwargs
+from tests.checkers.checker_cases import CHECKERS, valid_kwargs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
