@@ -85,9 +85,11 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto", **option
     chosen = choose_device(device)
     if chosen == "cpu":
         _keep_freed_memory()
-        torch.set_flush_denormal(True)  # second moments of an optimiser underflow; arithmetic on them is 10 times slower
+        torch.set_flush_denormal(
+            True
+        )  # second moments of an optimiser underflow; arithmetic on them is 10 times slower
     with _hub_errors(name):
-        model = AutoModelForCausalLM.from_pretrained(resolve(name), dtype=choose_dtype(dtype, chosen), **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(resolve(name), dtype=choose_dtype(dtype, chosen), **options)
     return model.to(chosen).eval()
 
 

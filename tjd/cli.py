@@ -45,11 +45,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+WIDE = 140  # columns of a table that goes into a file or a pipe
+
 
 class Boundary(TyperGroup):
     """Turns a TjdError into one line on standard error and its exit code; anything else is a bug."""
 
-    def invoke(self, ctx: typer.Context) -> object:
+    def invoke(self, ctx: Any) -> Any:
         """Run the command inside the boundary."""
         try:
             return super().invoke(ctx)
@@ -128,7 +130,9 @@ def synthesize_command(
     [teacher] = open_models("synthesize", [config.teacher], backend)
     rows = stage.synthesize(_rows(table, where, limit), prompt, again, teacher.ask, config, known)
     inputs, templates = {"queries": table}, [prompt, again]
-    written = _write(rows, out, schema, "synthesize", config, inputs, templates, [teacher], null="instruction")
+    written = _write(
+        rows, out, schema, "synthesize", config, inputs, templates, [teacher], chosen=(where, limit), null="instruction"
+    )
     written.require_valid(config.max_invalid)
 
 
@@ -154,7 +158,9 @@ def sample_command(
     schema = tables.output_schema("responses", like=table.schema)
     models = open_models("sample", config.model, backend)
     rows = stage.sample(lambda: _rows(table, where, limit), in_turn(models), config)
-    written = _write(rows, out, schema, "sample", config, {"instructions": table}, [], models, null="response")
+    written = _write(
+        rows, out, schema, "sample", config, {"instructions": table}, [], models, chosen=(where, limit), null="response"
+    )
     written.require_valid(config.max_invalid)
 
 
@@ -182,7 +188,9 @@ def label_command(
     [teacher] = open_models("label", [config.teacher], backend)
     rows = stage.label(_rows(table, where, limit), prompt, again, teacher.ask, config, checkers.verdict)
     inputs, templates = {"responses": table}, [prompt, again]
-    written = _write(rows, out, schema, "label", config, inputs, templates, [teacher], null="followed")
+    written = _write(
+        rows, out, schema, "label", config, inputs, templates, [teacher], chosen=(where, limit), null="followed"
+    )
     written.require_valid(config.max_invalid)
 
 
@@ -218,7 +226,8 @@ def import_labels_command(
     table = tables.open_table(source, "foreign")
     columns = stage.columns_of(table.schema, given)
     rows = stage.import_labels(_rows(table, where, limit), columns)
-    _write(rows, out, stage.schema(table.schema, columns), "import labels", columns, {"source": table}, null="followed")
+    inputs, schema = {"source": table}, stage.schema(table.schema, columns)
+    _write(rows, out, schema, "import labels", columns, inputs, chosen=(where, limit), null="followed")
 
 
 @app.command("train-judge", rich_help_panel="Judges")
@@ -249,7 +258,8 @@ def train_judge_command(
     with _progress() as bars:
         manifest = stage.train_judge(rows, known, prompt, config, out, data_digest=digest, on_step=_training(bars))
     history = manifest.pop("history")
-    source = tables.provenance("train-judge", as_dict(config), {"labels": table.digest}, {prompt.name: prompt.digest})
+    settings = as_dict(config) | {"base": manifest["base_name"], "where": where, "limit": limit}
+    source = tables.provenance("train-judge", settings, {"labels": table.digest}, {prompt.name: prompt.digest})
     tables.write_rows(history, str(out / "metrics.parquet"), stage.HISTORY, source)
     (out / "card.md").write_text(stage.card(manifest), encoding="utf-8")
     _say(f"{len(manifest['specialists'])} judges -> {out} (card.md says what they are worth)")
@@ -280,9 +290,8 @@ def eval_judge_command(
     with _progress() as bars:
         contestants, seed, digests = _contestants(judges, config, rows, bars)
         metrics = stage.eval_judge(rows, contestants, config, seed)
-    source = tables.provenance(
-        "eval-judge", as_dict(config) | {"where": where}, {"labels": table.digest, **digests}, {}
-    )
+    settings = as_dict(config) | {"teacher": contestants[-1].name if config.teacher else "", "where": where}
+    source = tables.provenance("eval-judge", settings | {"limit": limit}, {"labels": table.digest, **digests}, {})
     if out:
         tables.write_rows(metrics, out, tables.METRICS, source)
     _print_metrics(metrics, as_json=as_json)
@@ -309,8 +318,9 @@ def score_command(
     judge = ensemble.load(judges, dtype=dtype)
     rows = stage.score(_rows(source, where, limit), judge.score)
     digests = {"judges": tables.file_digest(judges / ensemble.MANIFEST)}
-    config = {"dtype": dtype, "where": where, "limit": limit}
-    _write(rows, out, stage.schema(source.schema), "score", config, {"table": source}, digests=digests, null="score")
+    inputs, schema = {"table": source}, stage.schema(source.schema)
+    chosen = (where, limit)
+    _write(rows, out, schema, "score", {"dtype": dtype}, inputs, digests=digests, chosen=chosen, null="score")
 
 
 def _preset(ctx: typer.Context, name: str | None) -> str | None:
@@ -451,12 +461,14 @@ def _write(
     models: "Sequence[Teacher]" = (),
     *,
     digests: Mapping[str, str] | None = None,
+    chosen: tuple[Sequence[str], int] = ((), 0),
     null: str | None = None,
 ) -> Written:
     """Write a table with its provenance and say in one line what it holds."""
     from tjd import tables
 
     settings = dict(config) if isinstance(config, Mapping) else as_dict(config)
+    settings |= {"where": list(chosen[0]), "limit": chosen[1]}
     if "teacher" in settings and models:
         settings["teacher"] = models[0].name
     if "model" in settings and models:
@@ -508,7 +520,8 @@ def _contestants(
     train, seed, categories = TrainJudgeConfig(), 0, None
     if judges is not None:
         manifest = ensemble.read_manifest(judges)
-        train = TrainJudgeConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in manifest["config"].items()})
+        saved: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["config"].items()}
+        train = TrainJudgeConfig(**saved)
         seed, categories = train.seed, frozenset(manifest["categories"])
         judge = ensemble.load(judges, dtype=config.dtype)
         contestants.append(Judge(manifest["layout"], _with_bar(judge.score, "judges", bars), categories, False))
@@ -601,7 +614,7 @@ def _advancing(items: Iterable[T], bars: "Progress", task: Any) -> Iterator[T]:
         bars.advance(task)
 
 
-def _with_bar(score: Callable[[Sequence[Any]], list[Any]], name: str, bars: "Progress") -> Callable[..., list[Any]]:
+def _with_bar(score: Callable[[Sequence[Any]], Sequence[Any]], name: str, bars: "Progress") -> Callable[..., list[Any]]:
     """Score in slices, so that the bar moves."""
 
     def scored(rows: Sequence[Any]) -> list[Any]:
@@ -662,7 +675,9 @@ def _print_metrics(metrics: "Sequence[Row]", *, as_json: bool) -> None:
     names = list(dict.fromkeys(row["metric"] for row in metrics))
     grid = Grid(title="Agreement with the labels (95% bootstrap interval over queries)")
     for column in ("judge", "category", "n", "invalid", "prevalence"):
-        grid.add_column(column, justify="left" if column in ("judge", "category") else "right")
+        grid.add_column(
+            column, justify="left" if column in ("judge", "category") else "right", no_wrap=column != "judge"
+        )
     for name in names:
         grid.add_column(name.replace("_", " "), justify="right")
     lines: dict[tuple[str, str], dict[str, Row]] = {}
@@ -676,7 +691,8 @@ def _print_metrics(metrics: "Sequence[Row]", *, as_json: bool) -> None:
         any_row = next(iter(cells.values()))
         head = [judge, category, str(any_row["n"]), str(any_row["n_invalid"]), f"{any_row['prevalence']:.2f}"]
         grid.add_row(*head, *(_interval(cells[name], signed=" - " in judge) for name in names))
-    Console().print(grid)
+    console = Console()
+    Console(width=None if console.is_terminal else WIDE).print(grid)
 
 
 def _interval(row: Mapping[str, Any], *, signed: bool) -> str:

@@ -15,7 +15,9 @@ def flags(command: Callable[..., None]) -> Callable[..., None]:
     """
     signature = inspect.signature(command)
     hints = get_type_hints(command, include_extras=True)
-    configs = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    configs: dict[str, type[Any]] = {
+        name: hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)
+    }
     parameters: dict[str, inspect.Parameter] = {}
     for name, parameter in signature.parameters.items():
         if name in configs:

@@ -3,8 +3,8 @@
 import time
 
 import pytest
-from tests.checkers.checker_cases import CHECKERS, valid_kwargs
 
+from tests.checkers.checker_cases import CHECKERS, valid_kwargs
 from tjd.checkers import verdict
 
 MEGABYTE = 1_000_000

@@ -8,10 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from tests.checkers.checker_cases import CHECKERS, valid_kwargs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.checkers.checker_cases import CHECKERS, valid_kwargs
 from tjd.checkers import SUITES, check, load_checkers, strict_and_loose, verdict
 from tjd.checkers.loose import loose_variants
 from tjd.errors import CheckerError, MissingExtraError

@@ -51,7 +51,7 @@ class Encoder:
         max_constraint_tokens: int = 256,
     ) -> None:
         self.tokenizer = tokenizer
-        self.limits = dict(
+        self.limits: dict[str, int] = dict(
             zip(VARIABLES, (max_instruction_tokens, max_response_tokens, max_constraint_tokens), strict=True)
         )
         pieces = _fixed_pieces(tokenizer, prompt)
