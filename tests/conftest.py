@@ -1,5 +1,6 @@
 """Small real models for the tests, built from a configuration with a fixed seed: no network, no download."""
 
+import sys
 import warnings
 from pathlib import Path
 
@@ -54,6 +55,13 @@ def build_model(folder: Path, *, layers: int = 2, hidden: int = 32, seed: int = 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         LlamaForCausalLM(config).save_pretrained(folder)
+
+
+@pytest.fixture(autouse=True)
+def subnormal_floats() -> None:
+    """Loading a model on the CPU flushes subnormal floats for the whole process; hypothesis wants them."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")
