@@ -11,7 +11,7 @@ teacher="${TEACHER:-recorded:$data/recorded.parquet}"
 if [ -n "${FULL:-}" ]; then
   rows=0 epochs=5 steps=60 live=24
 else
-  rows=0 epochs=2 steps=14 live=8
+  rows=0 epochs=2 steps=12 live=8
 fi
 [ -n "${TEACHER:-}" ] && votes=1 || votes=3
 mkdir -p "$out"
@@ -41,7 +41,7 @@ fi
 
 say "4. One tiny judge per category learns those verdicts."
 run train-judge "$out/labels.parquet" --base embedded --where 'split!=test' --limit $rows --epochs $epochs \
-  --lora-layers 10 --learning-rate 1e-3 -o "$out/judges"
+  --lora-layers 10 --learning-rate 1e-3 --batch-size 8 -o "$out/judges"
 
 say "5. The judges give the live responses a score and a verdict."
 run score "$out/responses.parquet" --judges "$out/judges" -o "$out/scores.parquet"
