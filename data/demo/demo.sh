@@ -11,7 +11,7 @@ teacher="${TEACHER:-recorded:$data/recorded.parquet}"
 if [ -n "${FULL:-}" ]; then
   rows=0 epochs=5 steps=60 live=24
 else
-  rows=0 epochs=2 steps=12 live=8
+  rows=1000 epochs=2 steps=12 live=8
 fi
 [ -n "${TEACHER:-}" ] && votes=1 || votes=3
 mkdir -p "$out"
