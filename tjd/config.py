@@ -10,7 +10,6 @@ from typing import Any, Literal
 from tjd.errors import ConfigError
 
 CONDITIONS = ("with_constraint", "without_constraint")
-SPLIT_CHOICES = ("train", "validation", "test", "all")
 
 Layout = Literal["3-for-3", "1-for-3", "1-for-all"]
 Mode = Literal["pointwise", "batch"]
