@@ -1,6 +1,6 @@
 """One frozen dataclass per stage: the only home of a default, and of the help text of its flag.
 
-Every field is a flag of the same name on the command line (`tjd/cli.py` derives them), a key of the command's table in a
+Every field is a flag of the same name on the command line (`tjd/flags.py` derives them), a key of the command's table in a
 config file, and part of the provenance of what the command writes.
 """
 
@@ -12,6 +12,7 @@ from tjd.errors import ConfigError
 CONDITIONS = ("with_constraint", "without_constraint")
 
 Layout = Literal["3-for-3", "1-for-3", "1-for-all"]
+Balance = Literal["weights", "rows"]
 Mode = Literal["pointwise", "batch"]
 SoftReward = Literal["verdict", "score"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -139,6 +140,7 @@ class TrainJudgeConfig:
     lora_rank: int = flag(16, "Rank of the adapters.")
     lora_layers: int = flag(0, "Adapt only this many layers from the top; 0 adapts all.")
     learning_rate: float = flag(0.0, "Peak rate; 0 takes 2e-4 for LoRA and 1e-5 for all weights.")
+    balance: Balance = flag("weights", "Even out a category's verdicts by weighing rows, or by leaving rows out.")
     epochs: int = flag(3, "Passes over the rows, at most.")
     patience: int = flag(1, "Stop after this many epochs without a lower validation loss.")
     batch_size: int = flag(16, "Rows per optimiser step.")
@@ -152,6 +154,8 @@ class TrainJudgeConfig:
         _at_least(self, 1, "epochs", "patience", "batch_size", "lora_rank", "max_instruction_tokens")
         _at_least(self, 1, "max_response_tokens")
         _at_least(self, 0, "lora_layers", "learning_rate")
+        if self.balance not in ("weights", "rows"):
+            raise ConfigError(f"--balance must be weights or rows, not '{self.balance}'")
 
     @property
     def rate(self) -> float:

@@ -26,8 +26,9 @@ def import_labels(rows: Iterable[Row], columns: Mapping[str, str]) -> Iterator[R
             the query. Without a `query_id` a digest of the query is taken, and likewise for the other keys.
 
     Raises:
-        DataError: A verdict is not a yes or a no.
+        DataError: A verdict is not a yes or a no, or two rows have the same keys.
     """
+    seen: set[tuple[str, str]] = set()
     for number, row in enumerate(rows, start=1):
         found = {ours: row[theirs] for ours, theirs in columns.items()}
         context = found.pop("context", None)
@@ -40,6 +41,13 @@ def import_labels(rows: Iterable[Row], columns: Mapping[str, str]) -> Iterator[R
         model = _text(found.get("model")) or ""
         found["response_id"] = _text(found.get("response_id")) or tables.text_id(query, str(found["response"]), model)
         found["constraint_id"] = _text(found.get("constraint_id")) or tables.text_id(found["constraint"])
+        key = (found["response_id"], found["constraint_id"])
+        if key in seen:
+            raise DataError(
+                f"row {number} repeats response_id '{key[0]}', constraint_id '{key[1]}': a column given for a key must not "
+                "name two responses or two constraints; leave it out to take digests of the texts"
+            )
+        seen.add(key)
         found["votes"] = [] if found["followed"] is None else [found["followed"]]
         found["agreement"] = None if found["followed"] is None else 1.0
         found["mode"] = "pointwise"

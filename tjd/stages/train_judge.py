@@ -7,6 +7,7 @@ the same rows under the same config, is kept: that is how a killed run resumes.
 
 import json
 import logging
+import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -79,6 +80,9 @@ def train_judge(
     by_split = {name: [row for row in usable if split_of(row, config.seed) == name] for name in SPLITS}
     for category in sorted({c for members in plan.values() for c in members}):
         _require_both_classes(category, by_split)
+    if config.balance == "rows":
+        for part in ("train", "validation"):
+            by_split[part] = balanced(by_split[part], config.seed)
     encoder = ensemble.make_encoder(config.base, prompt, config)
     verdicts = verdict_ids(encoder.tokenizer)
     out.mkdir(parents=True, exist_ok=True)
@@ -118,6 +122,18 @@ def train_judge(
     }
     (out / ensemble.MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
     return manifest | {"history": history}
+
+
+def balanced(rows: Sequence[Row], seed: int) -> list[Row]:
+    """As many rows of either verdict in each category, in their order; those of the commoner one are drawn at random."""
+    by_cell: dict[tuple[str, bool], list[int]] = {}
+    for index, row in enumerate(rows):
+        by_cell.setdefault((row["category"], row["followed"]), []).append(index)
+    rng = random.Random(seed)
+    kept: list[int] = []
+    for (category, truth), indices in sorted(by_cell.items()):
+        kept += rng.sample(indices, min(len(indices), len(by_cell.get((category, not truth), ()))))
+    return [rows[index] for index in sorted(kept)]
 
 
 def specialists(

@@ -1,0 +1,132 @@
+"""What commands share: their common options, and how they read rows, open models and write tables."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tjd.commands.terminal import advancing, progress, say
+from tjd.config import TAXONOMY_HELP, BackendConfig, as_dict
+from tjd.errors import BackendError
+from tjd.extras import need
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tjd.prompts import Prompt
+    from tjd.tables import Row, Table
+    from tjd.teacher import Teacher, Usage
+
+Out = Annotated[str, typer.Option("--out", "-o", help="Parquet file to write, or `-`.", show_default=False)]
+OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.", show_default=False)]
+Where = Annotated[list[str], typer.Option("--where", help="Keep rows with COLUMN=VALUE or COLUMN!=VALUE; repeatable.")]
+Limit = Annotated[int, typer.Option("--limit", help="Take only the first rows; 0 takes all.", min=0)]
+Taxonomy = Annotated[str | None, typer.Option("--taxonomy", help=TAXONOMY_HELP)]
+Judges = Annotated[
+    Path, typer.Option("--judges", "-j", help="Folder that `tjd train-judge` wrote.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+class Written:
+    """What became of a table that was written: how many rows, how many null, and where."""
+
+    def __init__(self, out: str, null: str | None) -> None:
+        self.out, self.null = out, null
+        self.n_rows, self.n_null = 0, 0
+        self.reasons: dict[str, int] = {}
+
+    def count(self, rows: "Iterable[Row]") -> "Iterator[Row]":
+        """Pass rows on, counting."""
+        for row in rows:
+            self.n_rows += 1
+            if self.null is not None and row.get(self.null) is None:
+                self.n_null += 1
+                reason = str(row.get("error"))[:120]
+                self.reasons[reason] = self.reasons.get(reason, 0) + 1
+            yield row
+
+    def require_valid(self, max_invalid: float) -> None:
+        """Raise if too many rows are null; they are written already."""
+        if self.n_null > max_invalid * self.n_rows:
+            common = max(self.reasons, key=lambda reason: self.reasons[reason])
+            raise BackendError(
+                f"{self.n_null} of {self.n_rows} rows have no {self.null} (mostly: {common}); "
+                f"see the column 'error' of {self.out}, or raise --max-invalid"
+            )
+
+
+def rows_of(table: "Table", where: Sequence[str], limit: int) -> "Iterator[Row]":
+    """The rows that `--where` keeps, as many as `--limit` allows."""
+    from tjd import tables
+
+    keep = tables.where(table, where)
+    rows = (row for row in table.rows() if keep(row))
+    return islice(rows, limit) if limit else rows
+
+
+def write(
+    rows: "Iterable[Row]",
+    out: str,
+    schema: "pa.Schema",
+    stage: str,
+    config: Any,
+    inputs: "Mapping[str, Table]",
+    prompts: "Sequence[Prompt]" = (),
+    models: "Sequence[Teacher]" = (),
+    *,
+    digests: Mapping[str, str] | None = None,
+    chosen: tuple[Sequence[str], int] = ((), 0),
+    null: str | None = None,
+) -> Written:
+    """Write a table with its provenance and say in one line what it holds."""
+    from tjd import tables
+
+    settings = dict(config) if isinstance(config, Mapping) else as_dict(config)
+    settings |= {"where": list(chosen[0]), "limit": chosen[1]}
+    if "teacher" in settings and models:
+        settings["teacher"] = models[0].name
+    if "model" in settings and models:
+        settings["model"] = [model.name for model in models]
+    read = {name: table.digest for name, table in inputs.items()} | dict(digests or {})
+    read |= {model.name: model.digest for model in models if model.digest}
+    source = tables.provenance(stage, settings, read, {prompt.name: prompt.digest for prompt in prompts})
+    written = Written(out, null)
+    total = max((len(table) for table in inputs.values()), default=None)
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(closing(model))  # calls in flight are paid: they may still arrive and be kept
+        bars = stack.enter_context(progress())
+        task = bars.add_task(stage, total=total)
+        tables.write_rows(advancing(written.count(rows), bars, task), out, schema, source)
+    told = [f"{written.n_rows} rows"]
+    if written.n_null:
+        common = max(written.reasons, key=lambda reason: written.reasons[reason])
+        told.append(f"{written.n_null} without {null} (mostly: {common})")
+    told += [used(model.usage) for model in models]
+    say(f"{stage}: {', '.join(told)} -> {'standard output' if out == tables.STDIO else out}")
+    return written
+
+
+def open_models(command: str, names: Sequence[str], backend: BackendConfig) -> "list[Teacher]":
+    """Open models to ask, after checking that their packages are there."""
+    if any(name.startswith("hf:") for name in names):
+        need(command, "train", "torch", "transformers")
+    if any(not name.startswith(("hf:", "recorded:")) for name in names):
+        need(command, "teacher", "litellm")
+    from tjd.backbone import cache_folder
+    from tjd.teacher import open_teacher
+
+    return [open_teacher(name, backend, cache_folder()) for name in names]
+
+
+def used(usage: "Usage") -> str:
+    """What the calls of a model came to."""
+    cost = "price unknown" if usage.cost_usd is None else f"${usage.cost_usd:.4f}"
+    told = (
+        f"{usage.calls} calls ({usage.cached} more from the cache), {usage.prompt_tokens}+{usage.tokens} tokens, {cost}"
+    )
+    return told + (f", {usage.failed} failed" if usage.failed else "")

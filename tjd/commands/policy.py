@@ -1,0 +1,94 @@
+"""Commands about the policy: rl."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tjd.commands.common import Judges, Limit, OutFolder, Where, rows_of
+from tjd.commands.terminal import progress, require_known, say
+from tjd.config import RL_PRESETS, RlConfig
+from tjd.extras import need
+from tjd.flags import flags
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+app = typer.Typer()
+
+
+def _preset(ctx: typer.Context, name: str | None) -> str | None:
+    """Make a preset's settings the defaults of this call, so that flags on the line still win."""
+    if name is not None:
+        require_known(name, RL_PRESETS, "--preset")
+        ctx.default_map = {**(ctx.default_map or {}), **RL_PRESETS[name]}
+    return name
+
+
+@app.command("rl", rich_help_panel="Policy")
+@flags
+def rl_command(
+    instructions: Annotated[str, typer.Argument(help="Instructions with their constraints: Parquet or `-`.")],
+    out: OutFolder,
+    judges: Judges,
+    config: RlConfig,
+    preset: Annotated[
+        str | None, typer.Option(help="`paper`: the settings of its Table 4.", callback=_preset, is_eager=True)
+    ] = None,
+    where: Where = [],  # noqa: B006
+    limit: Limit = 0,
+) -> None:
+    """Train a policy with GRPO; the reward is rules plus judges (Eq. 5), null where one of them failed.
+
+    The folder holds the policy, `rollouts.parquet` (every response with the reward and advantage that were used) and
+    `metrics.parquet`. The same command again goes on from the last checkpoint.
+    """
+    need("rl", "rl", "torch", "transformers", "peft", "trl", "datasets")
+    from tjd import checkers, tables
+    from tjd.judge import ensemble
+    from tjd.stages import rl as stage
+
+    table = tables.open_table(
+        instructions, "instructions", need=("instruction_id", "query", "instruction", "constraints")
+    )
+    judge = ensemble.load(judges, dtype=config.dtype)
+    digests = {
+        "instructions": tables.text_id(table.digest, *where, str(limit)),
+        "judges": tables.file_digest(judges / ensemble.MANIFEST),
+    }
+    rows = list(rows_of(table, where, limit))
+    covered = [row for row in rows if judge.covers(row["constraints"] or ())]
+    if len(covered) < len(rows):
+        say(f"rl: {len(rows) - len(covered)} of {len(rows)} instructions left out: no judge covers their category")
+    with progress() as bars:
+        metrics = stage.rl(
+            covered,
+            config,
+            out,
+            score=judge.score,
+            check=checkers.verdict,
+            inputs=digests,
+            on_step=_rewards(bars, config.steps),
+        )
+    say(f"rl: {len(metrics)} steps -> {out} (policy, rollouts.parquet, metrics.parquet)")
+
+
+def _rewards(bars: "Progress", n_steps: int) -> Callable[[Mapping[str, Any]], None]:
+    """The reward by component, a line per step; the bar says how far the run is."""
+    task = bars.add_task("rl", total=n_steps)
+
+    def shown(row: Mapping[str, Any], name: str, form: str = ".3f") -> str:
+        return "-" if row.get(name) is None else format(row[name], form)
+
+    def on_step(row: Mapping[str, Any]) -> None:
+        seconds = sum(row.get(name) or 0 for name in ("generation_s", "scoring_s", "training_s"))
+        line = (
+            f"step {row['step']:>4}  reward {shown(row, 'reward')}  rule {shown(row, 'reward_rule')}  "
+            f"soft {shown(row, 'reward_soft')}  kl {shown(row, 'kl', '.4f')}  "
+            f"tokens {shown(row, 'n_tokens', '.0f')}  flat groups {shown(row, 'flat_groups', '.2f')}  "
+            f"judge failed {shown(row, 'judge_failed', '.2f')}  {seconds:.0f} s"
+        )
+        bars.update(task, completed=row["step"])
+        bars.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    return on_step
