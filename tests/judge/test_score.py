@@ -2,19 +2,13 @@ import random
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tjd import backbone, prompts
-from tjd.judge.prompt import VARIABLES, Encoder, verdict_ids
-from tjd.judge.score import (
-    batches_by_length,
-    decoder_and_head,
-    last_hidden,
-    last_hidden_from,
-    score,
-    score_states,
-    trunk_is_separable,
-    trunk_states,
-)
+from tjd.judge import tree
+from tjd.judge.prompt import VARIABLES, Encoded, Encoder, verdict_ids
+from tjd.judge.score import Specialist, score, score_plain, verdict_weight
 
 
 @pytest.fixture(scope="module")
@@ -27,46 +21,120 @@ def tokenizer(tiny_model_dir):
     return backbone.load_tokenizer(str(tiny_model_dir))
 
 
-@pytest.fixture
-def sequences(tokenizer):
-    rng = random.Random(0)
-    ids = [tuple(rng.randrange(3, len(tokenizer)) for _ in range(rng.randrange(2, 40))) for _ in range(30)]
-    return [*ids, ids[0], ids[7]]
+@pytest.fixture(scope="module")
+def specialists(model, tokenizer):
+    """One that is the model itself, two with a top layer of their own, and one that reads the trunk."""
+    decoder = model.get_decoder()
+    weight_D = verdict_weight(model.get_output_embeddings(), verdict_ids(tokenizer))
+    others = []
+    for seed in (1, 2):
+        layers = tree.copied_layers(decoder, 1)
+        torch.manual_seed(seed)
+        for parameter in layers.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        others.append(Specialist(f"top {seed}", decoder, 1, layers, decoder.norm, weight_D))
+    whole = Specialist("whole", decoder, 0, decoder.layers, decoder.norm, weight_D)
+    trunk = Specialist("trunk", decoder, 1, torch.nn.ModuleList(), torch.nn.Identity(), weight_D, bias=0.5)
+    return [whole, *others, trunk]
 
 
-def test_batched_scores_equal_scoring_each_row_alone_with_the_plain_model(model, tokenizer, sequences):
-    verdicts = verdict_ids(tokenizer)
-    batched = dict(score(model, sequences, verdicts, budget=128))
-    assert sorted(batched) == list(range(len(sequences)))
-    for index, ids in enumerate(sequences):
+token = st.integers(3, 200)
+run = st.lists(token, min_size=1, max_size=12).map(tuple)
+group = st.tuples(
+    run,  # an instruction and its responses: empty ones, equal ones, ones cut to nothing but their first tokens
+    st.lists(
+        st.tuples(st.lists(token, max_size=20).map(tuple), st.lists(run, min_size=1, max_size=4)),
+        min_size=1,
+        max_size=4,
+    ),
+)
+
+
+def judgements_of(groups):
+    return [Encoded(ids, response, c) for ids, responses in groups for response, cs in responses for c in cs]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(group, min_size=1, max_size=4), st.integers(8, 200), st.randoms(use_true_random=False))
+def test_trees_give_what_each_judgement_gives_alone(specialists, model, tokenizer, groups, budget, rng):
+    judgements = judgements_of(groups)
+    rng.shuffle(judgements)
+    whose = [rng.randrange(len(specialists)) for _ in judgements]
+    packed = dict(score(specialists, judgements, whose, budget=budget))
+    assert sorted(packed) == list(range(len(judgements)))
+    for index, (judgement, k) in enumerate(zip(judgements, whose, strict=True)):
+        [(_, alone)] = score_plain(specialists[k], [judgement])
+        assert packed[index] == pytest.approx(alone, abs=1e-3)
+    if 0 in whose:  # the plain model, by way of its own logits
+        index = whose.index(0)
         with torch.no_grad():
-            logits = model(torch.tensor([ids])).logits[0, -1]
-        alone = torch.softmax(logits[list(verdicts)].float(), dim=-1)[0].item()
-        assert batched[index] == pytest.approx(alone, abs=1e-5)
+            logits = model(torch.tensor([judgements[index].ids])).logits[0, -1, list(verdict_ids(tokenizer))]
+        assert packed[index] == pytest.approx(torch.softmax(logits.float(), -1)[0].item(), abs=1e-3)
 
 
-def test_going_on_from_the_trunk_equals_running_all_layers(model, tokenizer, sequences):
-    verdicts = verdict_ids(tokenizer)
-    decoder, _ = decoder_and_head(model)
-    states = trunk_states(decoder, sequences, 1, budget=64)
-    whole = dict(score(model, sequences, verdicts))
-    parts = dict(score_states(model, states, verdicts, 1, budget=64))
-    assert parts == pytest.approx(whole, abs=1e-5)
-    assert trunk_is_separable(decoder, 1, sequences[0])
-    torch.testing.assert_close(last_hidden(decoder, sequences[:3]), last_hidden_from(decoder, states[:3], 1))
-    assert len(decoder.layers) == 2  # put back
+def test_gradients_through_shared_tokens_are_those_of_each_judgement_alone(model):
+    decoder = model.get_decoder()
+    judgements = judgements_of([((5, 6, 7), [((8, 9), [(10,), (11, 12)]), ((13,), [(10,)])])])
+    layer = decoder.layers[0].self_attn.k_proj.weight
+
+    def gradient(states_JD):
+        return torch.autograd.grad((states_JD * torch.arange(32).cos()).pow(2).sum(), layer)[0]
+
+    whole = tree.pack(tree.group(judgements))
+    together = gradient(tree.forward(decoder, whole)[whole.read_J])
+    alone = gradient(tree.last_states(decoder, [judgement.ids for judgement in judgements]))
+    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
+    assert together.abs().max() > 0.1
 
 
-def test_batches_keep_the_budget_and_run_equal_sequences_once():
-    sequences = [(1,) * n for n in (5, 3, 9, 5, 1)]
-    batches = list(batches_by_length(sequences, budget=10))
-    assert sorted(i for indices, _ in batches for same in indices for i in same) == [0, 1, 2, 3, 4]
-    assert all(len(batch) * max(map(len, batch)) <= 10 for _, batch in batches)
-    assert sum(len(batch) for _, batch in batches) == 4
+def test_a_tree_holds_every_shared_token_once():
+    judgements = judgements_of([((1, 2, 3), [((4, 5), [(6,), (7, 8)]), ((), [(6,)])])])
+    whole = tree.pack(tree.group([*judgements, judgements[0]]))
+    assert whole.ids_N.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 6]
+    assert whole.position_N.tolist() == [0, 1, 2, 3, 4, 5, 5, 6, 3]
+    assert whole.members == ((0, 3), (1,), (2,))
+    assert whole.read_J.tolist() == [5, 7, 8]
 
 
-def test_a_sequence_longer_than_the_budget_still_gets_its_batch():
-    assert [batch for _, batch in batches_by_length([(1,) * 20], budget=4)] == [[(1,) * 20]]
+def test_batches_keep_the_budget_by_cutting_groups_between_responses():
+    judgements = judgements_of(
+        [((1,) * 10, [((n,) * 20, [(5,), (6,)]) for n in range(2, 9)]), ((9,), [((9,), [(9,)])])]
+    )
+    batches = list(tree.batches(judgements, 60))
+    assert all(sum(g.n_tokens for g in batch) <= 60 for batch in batches)
+    members = [i for b in batches for g in b for r in g.responses for same in r.constraints.values() for i in same]
+    assert sorted(members) == list(range(len(judgements)))
+    assert [len(b) for b in tree.batches(judgements[:1], 4)] == [1]  # larger than the budget: a batch of its own
+
+
+def test_the_part_of_a_tree_is_the_tree_of_the_part():
+    rng = random.Random(0)
+    judgements = judgements_of(
+        [((n, n), [((n, k), [(k, c) for c in range(3)]) for k in range(3)]) for n in range(10, 14)]
+    )
+    groups = tree.group(judgements)
+    wanted = set(rng.sample(range(len(judgements)), 9))
+    kept, places = tree.select(groups, wanted)
+    assert torch.equal(tree.pack(groups).ids_N[places], tree.pack(kept).ids_N)
+    assert {i for members in tree.pack(kept).members for i in members} == wanted
+
+
+def test_a_decoder_with_another_kind_of_attention_is_scored_without_trees(tokenizer):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = MistralConfig(vocab_size=len(tokenizer), num_key_value_heads=2, sliding_window=4, **sizes)
+    other = MistralForCausalLM(config).eval()
+    decoder = other.get_decoder()
+    weight_D = verdict_weight(other.get_output_embeddings(), verdict_ids(tokenizer))
+    judge = Specialist("mistral", decoder, 0, decoder.layers, decoder.norm, weight_D)
+    judgements = judgements_of([((5, 6, 7, 8), [((9, 10, 11), [(12,), (13, 14)])])])
+    assert not tree.fits(decoder)
+    scored = dict(score([judge], judgements, [0, 0]))
+    with torch.no_grad():
+        logits = other(torch.tensor([judgements[1].ids])).logits[0, -1, list(verdict_ids(tokenizer))]
+    assert scored[1] == pytest.approx(torch.softmax(logits, -1)[0].item(), abs=1e-4)
 
 
 @pytest.fixture(scope="module")

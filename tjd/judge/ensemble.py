@@ -14,7 +14,8 @@ from tjd import backbone
 from tjd.config import TrainJudgeConfig
 from tjd.errors import ConfigError, DataError
 from tjd.judge.prompt import VARIABLES, Encoder, verdict_ids
-from tjd.judge.score import score
+from tjd.judge.score import Specialist, score
+from tjd.judge.train import merged, own_copy
 from tjd.prompts import Prompt
 from tjd.rewards import Verdict
 from tjd.splits import split_of
@@ -33,30 +34,27 @@ class Seat:
 
 
 class Ensemble:
-    """Specialists over one base model; `score` is what the reward calls."""
+    """Specialists, mostly over one base model; `score` is what the reward calls."""
 
-    def __init__(self, models: Mapping[str, Any], encoder: Encoder, seats: Mapping[str, Seat]) -> None:
-        self.models = models  # specialist -> model; with adapters they share one
+    def __init__(self, specialists: Sequence[Specialist], encoder: Encoder, seats: Mapping[str, Seat]) -> None:
+        self.specialists = list(specialists)
         self.encoder = encoder
         self.seats = seats  # category -> seat
-        self.verdicts = verdict_ids(encoder.tokenizer)
+        self.place = {specialist.name: k for k, specialist in enumerate(self.specialists)}
 
     def score(self, rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
         """Judge each row (`instruction` or `query`, `response`, `constraint`, `category`), in order.
 
-        A row whose category has no specialist, or without a response, gets a null verdict and the reason.
+        Rows that share an instruction, or also the response, share its computation; equal rows are judged once. A row whose
+        category has no specialist, or without a response, gets a null verdict and the reason.
         """
         verdicts = [self._unscored(row) for row in rows]
-        by_specialist: dict[str, list[int]] = {}
-        for index, row in enumerate(rows):
-            if verdicts[index] is None:
-                by_specialist.setdefault(self.seats[row["category"]].specialist, []).append(index)
-        for specialist, indices in by_specialist.items():
-            sequences = [self.encoder(rows[index]).ids for index in indices]
-            for place, yes in score(self._activate(specialist), sequences, self.verdicts):
-                index = indices[place]
-                threshold = self.seats[rows[index]["category"]].threshold
-                verdicts[index] = Verdict(yes >= threshold, yes, threshold, specialist)
+        judged = [index for index, verdict in enumerate(verdicts) if verdict is None]
+        seats = [self.seats[rows[index]["category"]] for index in judged]
+        judgements = [self.encoder(rows[index]) for index in judged]
+        for place, yes in score(self.specialists, judgements, [self.place[seat.specialist] for seat in seats]):
+            seat = seats[place]
+            verdicts[judged[place]] = Verdict(yes >= seat.threshold, yes, seat.threshold, seat.specialist)
         return [verdict for verdict in verdicts if verdict is not None]
 
     def covers(self, constraints: Iterable[Mapping[str, Any]]) -> bool:
@@ -70,18 +68,14 @@ class Ensemble:
             return Verdict(None, error="no response")
         return None
 
-    def _activate(self, specialist: str) -> Any:
-        model = self.models[specialist]
-        if hasattr(model, "peft_config"):
-            model.set_adapter(specialist)
-        return model
-
 
 def zero_shot(base: str, prompt: Prompt, config: TrainJudgeConfig, categories: Iterable[str]) -> Ensemble:
     """A model as it is, asked with the judges' own prompt and limits: what every specialist is compared with."""
-    seats = {category: Seat(backbone.public_name(base), 0.5) for category in categories}
+    name = backbone.public_name(base)
+    encoder = make_encoder(base, prompt, config)
     model = backbone.load_model(base, dtype=config.dtype)
-    return Ensemble({backbone.public_name(base): model}, make_encoder(base, prompt, config), seats)
+    specialist = merged(model, name, 0, verdict_ids(encoder.tokenizer))
+    return Ensemble([specialist], encoder, {category: Seat(name, 0.5) for category in categories})
 
 
 def count_trained_on(folder: Path, rows: Sequence[Mapping[str, Any]], split: str, seed: int) -> int:
@@ -141,21 +135,21 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> En
         raise ConfigError(
             f"the tokenizer of {manifest['base']} is not the one the judges in {folder} were trained with"
         )
-    models: dict[str, Any] = {}
+    verdicts = (manifest["verdict_ids"][0], manifest["verdict_ids"][1])
+    specialists = []
     if manifest["full"]:
         for name in manifest["specialists"]:
-            models[name] = backbone.load_model(str(folder / name), device=device, dtype=dtype)
+            model: Any = backbone.load_model(str(folder / name), device=device, dtype=dtype)
+            specialists.append(merged(model, name, 0, verdicts))
     else:
-        model: Any = backbone.load_model(manifest["base"], device=device, dtype=dtype)
-        first, *others = manifest["specialists"]
-        with backbone.without_peft_noise():
-            model = PeftModel.from_pretrained(model, str(folder / first), adapter_name=first)
-            for name in others:
-                model.load_adapter(str(folder / name), adapter_name=name)
-        model.eval()
-        models = dict.fromkeys(manifest["specialists"], model)
+        base: Any = backbone.load_model(manifest["base"], device=device, dtype=dtype)
+        for name in manifest["specialists"]:
+            first_layer = manifest["first_layers"][name]
+            with own_copy(base, first_layer), backbone.without_peft_noise():
+                model = PeftModel.from_pretrained(base, str(folder / name))
+                specialists.append(merged(model, name, first_layer, verdicts))
     seats = {name: Seat(seat["specialist"], seat["threshold"]) for name, seat in manifest["categories"].items()}
-    return Ensemble(models, encoder, seats)
+    return Ensemble(specialists, encoder, seats)
 
 
 def load_prompt(name: str) -> Prompt:

@@ -1,158 +1,128 @@
-"""Run judgements through a decoder in batches, and read P(followed) from the two verdict tokens.
+"""Read P(followed) of judgements from a decoder's states: with specialists that share all they can, or one row at a time.
 
-Sequences are sorted by length and cut into batches by tokens, not rows; equal sequences are run once. They are padded on
-the right: under causal attention the padding comes after everything that is read, so no mask is needed, and only the
-last real position is projected, onto the verdict rows of the output embedding alone.
-
-Where adapters sit on the top layers only, the layers below (the trunk) are the same for every specialist and every epoch:
-`trunk_states` runs them once, `last_hidden` goes on from there.
+A specialist is a readout (one direction of a hidden state; for the verdict token the difference of the rows of `Yes` and
+`No` in the output embedding, so that the vocabulary is never projected), and the layers of its own above the trunk that
+it shares. `score` packs judgements into token trees, runs the trunk once over the tokens of all specialists, and each
+specialist's own layers over the tokens of its own judgements. `score_plain` shares nothing; it is what the trees are checked
+against, and the way for decoders whose attention the trees cannot express.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from tjd.judge import tree
+from tjd.judge.prompt import Encoded
+from tjd.judge.tree import Group
 
-TOKENS_PER_BATCH = 4096
-
-Ids = tuple[int, ...]
+TOKENS_PER_BATCH = 4096  # distinct tokens; more costs memory and gains nothing on a CPU
 
 
-def decoder_and_head(model: Any) -> tuple[Any, Any]:
-    """The transformer without its head, and the output embedding, adapters included."""
-    lm: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return lm.get_decoder(), lm.get_output_embeddings()
+@dataclass(frozen=True, slots=True, eq=False)
+class Specialist:
+    """logit of P(followed) = state at the judgement's last token, above the specialist's own layers, times weight + bias."""
+
+    name: str
+    decoder: Any  # embeds tokens, and holds the trunk
+    first_layer: int  # of its own layers; those below are the decoder's
+    layers: torch.nn.ModuleList  # its own; none where it reads the trunk itself
+    norm: torch.nn.Module
+    weight_D: torch.Tensor  # float32
+    bias: float = 0.0
+
+    def own(self, whole: tree.Tree, hidden_ND: torch.Tensor | None) -> torch.Tensor:
+        """P(followed) of each judgement of the tree, [J], from what enters its own layers."""
+        if self.layers or hidden_ND is None:
+            with tree.with_layers(self.decoder, self.layers, self.norm):
+                hidden_ND = tree.forward(self.decoder, whole, hidden_ND)
+        return self.read(hidden_ND[whole.read_J])
+
+    def read(self, hidden_JD: torch.Tensor) -> torch.Tensor:
+        """P(followed) from final states, [J], in [0, 1]."""
+        return torch.sigmoid(hidden_JD.float() @ self.weight_D + self.bias)
+
+
+def verdict_weight(head: torch.nn.Module, verdicts: tuple[int, int]) -> torch.Tensor:
+    """The direction whose logistic function is P(Yes) / (P(Yes) + P(No)), [D] in float32."""
+    weight_VD: Any = head.weight
+    return (weight_VD[verdicts[0]].float() - weight_VD[verdicts[1]].float()).detach().clone()
 
 
 def score(
-    model: Any, sequences: Sequence[Ids], verdicts: tuple[int, int], *, budget: int = TOKENS_PER_BATCH
-) -> Iterator[tuple[int, float]]:
-    """Yield `(index, P(Yes) / (P(Yes) + P(No)))` for each sequence, in the order in which batches finish.
-
-    Args:
-        model: A causal LM, with or without an adapter, in evaluation mode.
-        sequences: Token ids up to where the verdict is read.
-        verdicts: Ids of `Yes` and `No`.
-        budget: Padded tokens per batch.
-    """
-    decoder, head = decoder_and_head(model)
-    for indices, batch in batches_by_length(sequences, budget):
-        with torch.inference_mode():
-            yes_B = read_verdicts(last_hidden(decoder, batch), head, verdicts)
-        for same, yes in zip(indices, yes_B, strict=True):
-            for index in same:
-                yield index, yes
-
-
-def score_states(
-    model: Any,
-    states: Sequence[torch.Tensor],
-    verdicts: tuple[int, int],
-    first_layer: int,
+    specialists: Sequence[Specialist],
+    judgements: Sequence[Encoded],
+    whose: Sequence[int],
     *,
     budget: int = TOKENS_PER_BATCH,
 ) -> Iterator[tuple[int, float]]:
-    """Like `score`, going on from the trunk's states [T, D] at `first_layer`."""
-    decoder, head = decoder_and_head(model)
-    order = sorted(range(len(states)), key=lambda index: len(states[index]), reverse=True)
-    for batch in _cut(order, [len(states[index]) for index in order], budget):
-        with torch.inference_mode():
-            hidden_BD = last_hidden_from(decoder, [states[index] for index in batch], first_layer)
-            yield from zip(batch, read_verdicts(hidden_BD, head, verdicts), strict=True)
+    """Yield `(index, P(followed))` for each judgement, in the order in which batches finish.
 
-
-def read_verdicts(hidden_BD: torch.Tensor, head: Any, verdicts: tuple[int, int]) -> list[float]:
-    """P(Yes) / (P(Yes) + P(No)) of each final state, in [0, 1]."""
-    weight_2D = head.weight[list(verdicts)].float()
-    return torch.softmax(hidden_BD.float() @ weight_2D.T, dim=-1)[:, 0].tolist()
-
-
-def last_hidden(decoder: Any, sequences: Sequence[Ids]) -> torch.Tensor:
-    """The last layer's state at each sequence's last token, [B, D]."""
-    ids_BT, last_B = _padded_ids(sequences, _device(decoder))
-    hidden_BTD = decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
-    return hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
-
-
-def last_hidden_from(decoder: Any, states: Sequence[torch.Tensor], first_layer: int) -> torch.Tensor:
-    """The same, from the states [T, D] that enter `first_layer`."""
-    last_B = torch.tensor([len(state) - 1 for state in states], device=_device(decoder))
-    hidden_BTD = torch.nn.utils.rnn.pad_sequence(list(states), batch_first=True)
-    with only_layers(decoder, first_layer, None):
-        hidden_BTD = decoder(inputs_embeds=hidden_BTD, use_cache=False).last_hidden_state
-    return hidden_BTD[torch.arange(len(states), device=last_B.device), last_B]
-
-
-def trunk_states(
-    decoder: Any, sequences: Sequence[Ids], first_layer: int, *, budget: int = TOKENS_PER_BATCH
-) -> list[torch.Tensor]:
-    """The states [T, D] that enter `first_layer`, per sequence; equal sequences share one tensor."""
-    out: list[Any] = [None] * len(sequences)
-    with torch.no_grad(), only_layers(decoder, 0, first_layer):
-        for indices, batch in batches_by_length(sequences, budget):
-            ids_BT, last_B = _padded_ids(batch, _device(decoder))
-            hidden_BTD = decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
-            for same, hidden_TD, last in zip(indices, hidden_BTD, last_B.tolist(), strict=True):
-                state = hidden_TD[: last + 1].clone()
-                for index in same:
-                    out[index] = state
-    return out
-
-
-def trunk_is_separable(decoder: Any, first_layer: int, ids: Ids) -> bool:
-    """Whether running the layers in two parts gives what running them at once gives; some architectures forbid it."""
-    with torch.no_grad():
-        whole_D = last_hidden(decoder, [ids])[0].float()
-        parts_D = last_hidden_from(decoder, trunk_states(decoder, [ids], first_layer), first_layer)[0].float()
-    return bool(torch.allclose(whole_D, parts_D, rtol=1e-2, atol=1e-2))
-
-
-@contextmanager
-def only_layers(decoder: Any, start: int, stop: int | None) -> Iterator[None]:
-    """Within the block the decoder has only these layers, and no final norm unless the last is among them."""
-    layers, norm = decoder.layers, decoder.norm
-    try:
-        decoder.layers = layers[start:stop]
-        if stop is not None and stop < len(layers):
-            decoder.norm = torch.nn.Identity()
-        yield
-    finally:
-        decoder.layers, decoder.norm = layers, norm
-
-
-def batches_by_length(sequences: Sequence[Ids], budget: int) -> Iterator[tuple[list[list[int]], list[Ids]]]:
-    """Distinct sequences, longest first (so that memory peaks at once), in batches of at most `budget` padded tokens.
-
-    Yields:
-        For each distinct sequence of the batch the indices where it stands, and the sequences.
+    Args:
+        specialists: In evaluation mode; those with the same decoder share it.
+        judgements: What to judge.
+        whose: [J] which specialist judges it.
+        budget: Distinct tokens per batch.
     """
-    where: dict[Ids, list[int]] = {}
-    for index, ids in enumerate(sequences):
-        where.setdefault(ids, []).append(index)
-    order = sorted(where, key=len, reverse=True)
-    for batch in _cut(order, [len(ids) for ids in order], budget):
-        yield [where[ids] for ids in batch], list(batch)
+    for decoder in {id(s.decoder): s.decoder for s in specialists}.values():
+        of_decoder = [index for index, k in enumerate(whose) if specialists[k].decoder is decoder]
+        if not tree.fits(decoder):
+            yield from _score_each(specialists, judgements, of_decoder, whose, budget)
+            continue
+        for groups in tree.batches([judgements[index] for index in of_decoder], budget):
+            with torch.inference_mode():
+                for place, probability in _score_batch(decoder, specialists, groups, [whose[i] for i in of_decoder]):
+                    yield of_decoder[place], probability
 
 
-def _cut(items: Sequence[Any], lengths: Sequence[int], budget: int) -> Iterator[list[Any]]:
-    """Cut items, sorted by falling length, into batches whose size times longest length is within the budget."""
-    start = 0
-    while start < len(items):
-        size = max(1, budget // max(1, lengths[start]))
-        yield list(items[start : start + size])
-        start += size
+def score_plain(
+    specialist: Specialist, judgements: Sequence[Encoded], *, budget: int = TOKENS_PER_BATCH
+) -> Iterator[tuple[int, float]]:
+    """The same without trees: whole judgements sorted by length, `budget` padded tokens a batch."""
+    layers = torch.nn.ModuleList([*specialist.decoder.layers[: specialist.first_layer], *specialist.layers])
+    order = sorted(range(len(judgements)), key=lambda index: len(judgements[index]), reverse=True)
+    while order:
+        size = max(1, budget // len(judgements[order[0]]))
+        batch, order = order[:size], order[size:]
+        with torch.inference_mode():
+            with tree.with_layers(specialist.decoder, layers, specialist.norm):
+                states_BD = tree.last_states(specialist.decoder, [judgements[index].ids for index in batch])
+            yield from zip(batch, specialist.read(states_BD).tolist(), strict=True)
 
 
-def _padded_ids(sequences: Sequence[Ids], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids [B, T] padded on the right, and each row's last real position [B]."""
-    ids_BT = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in sequences], batch_first=True)
-    last_B = torch.tensor([len(ids) - 1 for ids in sequences])
-    return ids_BT.to(device), last_B.to(device)
+def _score_each(
+    specialists: Sequence[Specialist],
+    judgements: Sequence[Encoded],
+    chosen: Sequence[int],
+    whose: Sequence[int],
+    budget: int,
+) -> Iterator[tuple[int, float]]:
+    for k, specialist in enumerate(specialists):
+        mine = [index for index in chosen if whose[index] == k]
+        for place, probability in score_plain(specialist, [judgements[index] for index in mine], budget=budget):
+            yield mine[place], probability
 
 
-def _device(decoder: Any) -> torch.device:
-    return next(decoder.parameters()).device
+def _score_batch(
+    decoder: Any, specialists: Sequence[Specialist], groups: list[Group], whose: Sequence[int]
+) -> Iterator[tuple[int, float]]:
+    device = next(decoder.parameters()).device
+    present = sorted({whose[i] for g in groups for r in g.responses for members in r.constraints.values() for i in members},
+                     key=lambda k: specialists[k].first_layer)  # fmt: skip
+    whole = tree.pack(groups).to(device)
+    hidden_ND, layer = None, 0
+    for k in present:
+        specialist = specialists[k]
+        if specialist.first_layer > layer:
+            with tree.only_layers(decoder, layer, specialist.first_layer):
+                hidden_ND = tree.forward(decoder, whole, hidden_ND)
+            layer = specialist.first_layer
+        mine, mine_ND = whole, hidden_ND
+        if len(present) > 1:
+            kept, token_N = tree.select(groups, {i for i, of in enumerate(whose) if of == k})
+            mine = tree.pack(kept).to(device)
+            mine_ND = None if hidden_ND is None else hidden_ND[token_N.to(device)]
+        for members, probability in zip(mine.members, specialist.own(mine, mine_ND).tolist(), strict=True):
+            for place in members:
+                yield place, probability

@@ -9,27 +9,22 @@ validation loss is kept.
 import logging
 import math
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from tjd import backbone
 from tjd.config import TrainJudgeConfig
 from tjd.errors import TrainingError
-from tjd.judge.score import (
-    Ids,
-    decoder_and_head,
-    last_hidden,
-    last_hidden_from,
-    score,
-    score_states,
-    trunk_is_separable,
-    trunk_states,
-)
+from tjd.judge import tree
+from tjd.judge.prompt import Encoded
+from tjd.judge.score import TOKENS_PER_BATCH, Specialist, verdict_weight
+from tjd.judge.tree import Group, Ids
 
 log = logging.getLogger(__name__)
 
@@ -40,15 +35,17 @@ WARMUP = 0.1  # share of the steps
 Step = Callable[[dict[str, Any]], None]
 
 
+States = Mapping[tuple[Ids, ...], torch.Tensor]
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One labelled judgement."""
 
-    ids: Ids  # up to where the verdict is read
+    encoded: Encoded
     followed: bool
     category: str
     query_id: str = ""  # the unit of intervals
-    state_TD: torch.Tensor | None = None  # what enters the first adapted layer, where that is computed once
 
 
 def first_adapted_layer(config: TrainJudgeConfig, n_layers: int) -> int:
@@ -56,17 +53,10 @@ def first_adapted_layer(config: TrainJudgeConfig, n_layers: int) -> int:
     return max(0, n_layers - config.lora_layers) if config.lora_layers and not config.full else 0
 
 
-def with_states(model: Any, examples: Sequence[Example], first_layer: int) -> list[Example]:
-    """Run the frozen trunk once for all epochs; examples stay as they are where it cannot be, or is too large to keep."""
-    decoder, _ = decoder_and_head(model)
-    n_bytes = sum(len(example.ids) for example in examples) * decoder.config.hidden_size * 2
-    if not examples or first_layer == 0 or n_bytes > MAX_STATE_BYTES:
-        return list(examples)
-    if not trunk_is_separable(decoder, first_layer, examples[0].ids):
-        log.info("the layers of this model cannot be run in two parts; training runs all of them in every epoch")
-        return list(examples)
-    states = trunk_states(decoder, [example.ids for example in examples], first_layer)
-    return [replace(example, state_TD=state) for example, state in zip(examples, states, strict=True)]
+def decoder_and_head(model: Any) -> tuple[Any, Any]:
+    """The transformer without its head, and the output embedding, adapters included."""
+    lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return lm.get_decoder(), lm.get_output_embeddings()
 
 
 def add_adapter(base: Any, config: TrainJudgeConfig) -> Any:
@@ -85,6 +75,51 @@ def add_adapter(base: Any, config: TrainJudgeConfig) -> Any:
     )
     with backbone.without_peft_noise():
         return get_peft_model(base, lora)
+
+
+@contextmanager
+def own_copy(base: Any, first_layer: int) -> Iterator[None]:
+    """Within the block the layers from `first_layer` on are copies, so that adapting them leaves the base as it was."""
+    decoder = base.get_decoder()
+    layers = decoder.layers
+    decoder.layers = torch.nn.ModuleList([*layers[:first_layer], *tree.copied_layers(decoder, first_layer)])
+    try:
+        yield
+    finally:
+        decoder.layers = layers
+        if hasattr(base, "peft_config"):
+            del base.peft_config  # merged: the next adapter is the first again
+
+
+def merged(model: Any, name: str, first_layer: int, verdicts: tuple[int, int]) -> Specialist:
+    """Freeze a trained model into a specialist, its adapters merged into the layers of its own."""
+    model.eval()
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+    decoder, head = decoder_and_head(model)
+    layers = torch.nn.ModuleList(list(decoder.layers[first_layer:]))
+    return Specialist(name, decoder, first_layer, layers, decoder.norm, verdict_weight(head, verdicts))
+
+
+def trunk_states(decoder: Any, judgements: Sequence[Encoded], first_layer: int) -> States | None:
+    """Run the frozen trunk once for all epochs.
+
+    Returns:
+        What enters `first_layer`, [T, D], of each distinct instruction, (instruction, response) and (instruction, response,
+        constraint); None where there is no trunk or its states are too large to keep.
+    """
+    n_tokens = sum(whole.n_tokens for whole in tree.group(judgements))
+    if first_layer == 0 or not tree.fits(decoder) or n_tokens * decoder.config.hidden_size * 2 > MAX_STATE_BYTES:
+        return None
+    states: dict[tuple[Ids, ...], torch.Tensor] = {}
+    device = next(decoder.parameters()).device
+    with torch.no_grad(), tree.only_layers(decoder, 0, first_layer):
+        for groups in tree.batches(judgements, TOKENS_PER_BATCH):
+            hidden_ND = tree.forward(decoder, tree.pack(groups).to(device))
+            keys = _keys(groups)
+            for key, state_TD in zip(keys, hidden_ND.split([len(key[-1]) for key in keys]), strict=True):
+                states[key] = state_TD.clone()
+    return states
 
 
 def fit(
@@ -113,8 +148,11 @@ def fit(
         TrainingError: The loss is not finite.
     """
     torch.manual_seed(config.seed)
+    decoder, _ = decoder_and_head(model)
     first_layer = first_adapted_layer(config, model.config.get_text_config().num_hidden_layers)
-    train, validation = (with_states(model, part, first_layer) for part in (train, validation))
+    states = trunk_states(decoder, [example.encoded for example in (*train, *validation)], first_layer)
+    if states is None:
+        first_layer = 0
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.rate, weight_decay=0.0)
     n_steps = config.epochs * math.ceil(len(train) / config.batch_size)
@@ -125,7 +163,7 @@ def fit(
     for epoch in range(config.epochs):
         model.train()
         for batch in epoch_batches(train, config.batch_size, seed=config.seed + epoch):
-            loss = _train_step(model, batch, weights, verdicts, parameters, optimizer, first_layer)
+            loss = _train_step(model, batch, weights, verdicts, parameters, optimizer, first_layer, states)
             if not math.isfinite(loss):
                 raise TrainingError(f"the loss is {loss} at step {len(rows) + 1}; lower --learning-rate")
             rows.append(
@@ -134,7 +172,7 @@ def fit(
                     "epoch": epoch + 1,
                     "loss": loss,
                     "learning_rate": schedule.get_last_lr()[0],
-                    "n_tokens": sum(len(example.ids) for example in batch),
+                    "n_tokens": sum(len(example.encoded) for example in batch),
                     "validation_loss": None,
                 }
             )
@@ -142,7 +180,7 @@ def fit(
             on_step(rows[-1] | {"n_steps": n_steps})
         model.eval()
         if validation:
-            rows[-1]["validation_loss"] = current = validation_loss(model, validation, verdicts, first_layer)
+            rows[-1]["validation_loss"] = current = validation_loss(model, validation, verdicts, first_layer, states)
             on_step(rows[-1] | {"n_steps": n_steps})
             if current < best_loss:
                 best_loss, waited = current, 0
@@ -169,35 +207,40 @@ def class_weights(examples: Sequence[Example]) -> dict[tuple[str, bool], float]:
 
 
 def epoch_batches(examples: Sequence[Example], size: int, *, seed: int) -> list[list[Example]]:
-    """Shuffled batches whose rows have similar lengths: sorted by length within chunks of 16 batches."""
-    rng = random.Random(seed)
-    order = rng.sample(list(examples), len(examples))
-    chunks = [order[i : i + 16 * size] for i in range(0, len(order), 16 * size)]
-    batches = []
-    for chunk in chunks:
-        by_length = sorted(chunk, key=lambda example: len(example.ids))
-        batches += [by_length[i : i + size] for i in range(0, len(by_length), size)]
-    rng.shuffle(batches)
-    return batches
+    """Shuffled batches. Trees have no padding, so rows of any length go together."""
+    order = random.Random(seed).sample(list(examples), len(examples))
+    return [order[i : i + size] for i in range(0, len(order), size)]
 
 
-def predict(model: Any, examples: Sequence[Example], verdicts: tuple[int, int], first_layer: int) -> np.ndarray:
+def predict(
+    model: Any,
+    examples: Sequence[Example],
+    verdicts: tuple[int, int],
+    first_layer: int = 0,
+    states: States | None = None,
+) -> np.ndarray:
     """P(Yes) of each example, [N]."""
-    states = [example.state_TD for example in examples if example.state_TD is not None]
-    if examples and len(states) == len(examples):
-        scored = score_states(model, states, verdicts, first_layer)
-    else:
-        scored = score(model, [example.ids for example in examples], verdicts)
+    decoder, head = decoder_and_head(model)
+    weight_D = verdict_weight(head, verdicts)
     yes_N = np.zeros(len(examples))
-    for index, yes in scored:
-        yes_N[index] = yes
+    with torch.inference_mode():
+        for groups in tree.batches([example.encoded for example in examples], TOKENS_PER_BATCH):
+            hidden_JD, members = _final_states(decoder, groups, first_layer, states)
+            for same, yes in zip(members, torch.sigmoid(hidden_JD.float() @ weight_D).tolist(), strict=True):
+                yes_N[list(same)] = yes
     return yes_N
 
 
-def validation_loss(model: Any, examples: Sequence[Example], verdicts: tuple[int, int], first_layer: int = 0) -> float:
+def validation_loss(
+    model: Any,
+    examples: Sequence[Example],
+    verdicts: tuple[int, int],
+    first_layer: int = 0,
+    states: States | None = None,
+) -> float:
     """Class-weighted cross-entropy of P(Yes) against the truth, in nats."""
     weights = class_weights(examples)
-    yes_N = predict(model, examples, verdicts, first_layer)
+    yes_N = predict(model, examples, verdicts, first_layer, states)
     truth_N = np.array([example.followed for example in examples])
     weight_N = np.array([weights[example.category, example.followed] for example in examples])
     likelihood_N = np.clip(np.where(truth_N, yes_N, 1 - yes_N), 1e-6, 1)
@@ -212,21 +255,21 @@ def _train_step(
     parameters: list[torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     first_layer: int,
+    states: States | None,
 ) -> float:
     decoder, head = decoder_and_head(model)
     device = head.weight.device
     half = (
         device.type in ("cpu", "cuda") and parameters[0].dtype == torch.float32 and head.weight.dtype != torch.float32
     )
+    groups = tree.group([example.encoded for example in batch])
     with torch.autocast(device.type, torch.bfloat16, enabled=half):
-        states = [example.state_TD for example in batch if example.state_TD is not None]
-        if len(states) == len(batch):
-            hidden_BD = last_hidden_from(decoder, states, first_layer)
-        else:
-            hidden_BD = last_hidden(decoder, [example.ids for example in batch])
-        logits_BV = head(hidden_BD)
-    target_B = torch.tensor([verdicts[0] if example.followed else verdicts[1] for example in batch], device=device)
-    weight_B = torch.tensor([weights[example.category, example.followed] for example in batch], device=device)
+        hidden_JD, members = _final_states(decoder, groups, first_layer, states)
+        logits_JV = head(hidden_JD)
+    judged = [(j, batch[index]) for j, same in enumerate(members) for index in same]
+    logits_BV = logits_JV[[j for j, _ in judged]]
+    target_B = torch.tensor([verdicts[0] if example.followed else verdicts[1] for _, example in judged], device=device)
+    weight_B = torch.tensor([weights[example.category, example.followed] for _, example in judged], device=device)
     loss_B = torch.nn.functional.cross_entropy(logits_BV.float(), target_B, reduction="none")
     loss = (weight_B * loss_B).sum() / weight_B.sum()
     loss.backward()
@@ -234,6 +277,36 @@ def _train_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return float(loss.detach())
+
+
+def _final_states(
+    decoder: Any, groups: Sequence[Group], first_layer: int, states: States | None
+) -> tuple[torch.Tensor, tuple[tuple[int, ...], ...]]:
+    """The last layer's state where each distinct judgement's verdict is read, and the judgements it stands for."""
+    if not tree.fits(decoder):
+        rows = [
+            (whole.ids + r.ids + c, same)
+            for whole in groups
+            for r in whole.responses
+            for c, same in r.constraints.items()
+        ]
+        return tree.last_states(decoder, [ids for ids, _ in rows]), tuple(tuple(same) for _, same in rows)
+    whole = tree.pack(groups).to(next(decoder.parameters()).device)
+    if states is None:
+        return tree.forward(decoder, whole)[whole.read_J], whole.members
+    with tree.with_layers(decoder, decoder.layers[first_layer:], decoder.norm):
+        hidden_ND = tree.forward(decoder, whole, torch.cat([states[key] for key in _keys(groups)]))
+    return hidden_ND[whole.read_J], whole.members
+
+
+def _keys(groups: Sequence[Group]) -> list[tuple[Ids, ...]]:
+    """The runs of a tree in the order in which it lays them out."""
+    responses = [(whole.ids, response) for whole in groups for response in whole.responses]
+    return [
+        *((whole.ids,) for whole in groups),
+        *((instruction, response.ids) for instruction, response in responses),
+        *((instruction, r.ids, constraint) for instruction, r in responses for constraint in r.constraints),
+    ]
 
 
 def _warm_cosine(step: int, n_steps: int) -> float:

@@ -10,6 +10,7 @@ import logging
 import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from tjd.config import TrainJudgeConfig, as_dict
 from tjd.errors import DataError
 from tjd.judge import ensemble
 from tjd.judge.prompt import Encoder, verdict_ids
-from tjd.judge.train import Example, add_adapter, fit, predict
+from tjd.judge.score import Specialist, score
+from tjd.judge.train import Example, add_adapter, first_adapted_layer, fit, merged, own_copy
 from tjd.metrics import METRICS, best_threshold, estimate, judge_metrics, resample_weights
 from tjd.prompts import Prompt
 from tjd.splits import SPLITS, split_of
@@ -89,14 +91,19 @@ def train_judge(
     fingerprint = text_id(__version__, json.dumps(as_dict(config), sort_keys=True), data_digest, prompt.digest)
     seats: dict[str, Any] = {}
     history: list[Row] = []
+    first_layers: dict[str, int] = {}
+    base: Any = None
     for name, members in plan.items():
         done = out / name / "specialist.json"
         if not _is_current(done, fingerprint):
             part = {key: _examples(encoder, by_split[key], members) for key in ("train", "validation")}
-            record = _train_one(name, part, verdicts, config, out, on_step)
+            if base is None or config.full:
+                base = backbone.load_model(config.base, dtype="float32" if config.full else config.dtype)
+            record = _train_one(name, part, base, verdicts, config, out, on_step)
             done.write_text(json.dumps({"fingerprint": fingerprint, **record}, indent=1))
         record = json.loads(done.read_text())
         history += record["history"]
+        first_layers[name] = record["first_layer"]
         seats |= {category: {"specialist": name, **seat} for category, seat in record["seats"].items()}
     (out / ensemble.QUERIES).write_text(
         "".join(f"{text_id(q)}\n" for q in sorted({row["query_id"] for row in by_split["train"]}))
@@ -107,6 +114,7 @@ def train_judge(
         "base_name": backbone.public_name(config.base),
         "layout": config.layout,
         "full": config.full,
+        "first_layers": first_layers,
         "specialists": list(plan),
         "categories": seats,
         "prompt": {"name": prompt.name, "sha256": prompt.digest, "text": prompt.text},
@@ -195,29 +203,35 @@ def card(manifest: Mapping[str, Any]) -> str:
 def _train_one(
     name: str,
     part: Mapping[str, Sequence[Example]],
+    base: Any,
     verdicts: tuple[int, int],
     config: TrainJudgeConfig,
     out: Path,
     on_step: OnStep,
 ) -> dict[str, Any]:
-    base: Any = backbone.load_model(config.base, dtype="float32" if config.full else config.dtype)
-    model = base if config.full else add_adapter(base, config)
-    history = fit(model, part["train"], part["validation"], verdicts, config, lambda row: on_step(name, row))
-    partial = out / f".{name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    shutil.rmtree(out / name, ignore_errors=True)
-    partial.rename(out / name)
+    first_layer = first_adapted_layer(config, base.config.get_text_config().num_hidden_layers)
+    with nullcontext() if config.full else own_copy(base, first_layer):
+        model = base if config.full else add_adapter(base, config)
+        history = fit(model, part["train"], part["validation"], verdicts, config, lambda row: on_step(name, row))
+        partial = out / f".{name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        model.save_pretrained(partial)
+        shutil.rmtree(out / name, ignore_errors=True)
+        partial.rename(out / name)
+        specialist = merged(model, name, first_layer, verdicts)
     return {
         "history": [{"specialist": name, **row} for row in history],
-        "seats": _seats(model, part, verdicts, config.seed),
+        "first_layer": first_layer,
+        "seats": _seats(specialist, part, config.seed),
     }
 
 
-def _seats(model: Any, part: Mapping[str, Sequence[Example]], verdicts: tuple[int, int], seed: int) -> dict[str, Any]:
-    """Threshold and validation metrics per category."""
+def _seats(specialist: Specialist, part: Mapping[str, Sequence[Example]], seed: int) -> dict[str, Any]:
+    """Threshold and validation metrics per category, from the scores that the saved specialist gives."""
     examples = part["validation"]
-    scores_N = predict(model, examples, verdicts, first_layer=0)
+    scores_N = np.zeros(len(examples))
+    for index, yes in score([specialist], [example.encoded for example in examples], [0] * len(examples)):
+        scores_N[index] = yes
     seats: dict[str, Any] = {}
     for category in sorted({example.category for example in part["train"]}):
         of_N = np.array([example.category == category for example in examples], dtype=bool)
@@ -241,7 +255,7 @@ def _seats(model: Any, part: Mapping[str, Sequence[Example]], verdicts: tuple[in
 
 def _examples(encoder: Encoder, rows: Sequence[Row], members: Sequence[str]) -> list[Example]:
     return [
-        Example(encoder(row).ids, row["followed"], row["category"], row["query_id"])
+        Example(encoder(row), row["followed"], row["category"], row["query_id"])
         for row in rows
         if row["category"] in members
     ]

@@ -1,0 +1,364 @@
+"""Token trees: judgements that share an instruction or a response, packed so that every shared token is computed once.
+
+In: encoded judgements. Out: a `Tree`, all distinct tokens of the judgements in one row, and `forward`, which runs a decoder
+over it. Linear layers and norms see one packed row without padding; only attention knows of the tree. It works level by
+level: instructions attend to themselves, responses to their instruction and themselves, and the constraints of a response,
+side by side, to both and each to itself. Every token thus sees exactly the tokens before it in its own judgement, at the
+same positions, as if the judgement were run alone; gradients flow through the shared tokens as well.
+
+It relies on transformers' attention interface, hence on no architecture in particular; those that do more in attention than
+scaled dot products (soft caps, sliding windows) are found out by `fits`.
+"""
+
+from collections.abc import Iterator, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from transformers import AttentionInterface
+
+from tjd.judge.prompt import Encoded
+
+ATTENTION = "tjd_tree"
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """Attention of one level: which packed tokens ask, which are asked, and which pairs see each other."""
+
+    query_BT: torch.Tensor  # indices into the packed row; padded with the last one
+    key_BS: torch.Tensor
+    visible_B1TS: torch.Tensor | None  # None: causal, queries and keys being the same
+    place_Q: torch.Tensor  # where the real queries stand in the flattened [B, T]
+    token_Q: torch.Tensor  # and in the packed row
+
+    def to(self, device: torch.device) -> "Level":
+        """The same level on another device."""
+        visible = None if self.visible_B1TS is None else self.visible_B1TS.to(device)
+        query, key, place, token = (x.to(device) for x in (self.query_BT, self.key_BS, self.place_Q, self.token_Q))
+        return Level(query, key, visible, place, token)
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Judgements packed into one row of N distinct tokens."""
+
+    ids_N: torch.Tensor
+    position_N: torch.Tensor  # of each token within its judgement
+    levels: tuple[Level, ...]
+    read_J: torch.Tensor  # where each distinct judgement's verdict is read, in the packed row
+    members: tuple[tuple[int, ...], ...]  # [J] which of the given judgements it is
+
+    def to(self, device: torch.device) -> "Tree":
+        """The same tree on another device."""
+        if self.ids_N.device == device:
+            return self
+        levels = tuple(
+            Level(
+                *(
+                    None if x is None else x.to(device)
+                    for x in (v.query_BT, v.key_BS, v.visible_B1TS, v.place_Q, v.token_Q)
+                )
+            )
+            for v in self.levels
+        )
+        return Tree(self.ids_N.to(device), self.position_N.to(device), levels, self.read_J.to(device), self.members)
+
+
+@dataclass(slots=True)
+class Response:
+    """A response's tokens, and the constraints it is judged by with the judgements that ask for them."""
+
+    ids: Ids
+    constraints: dict[Ids, list[int]]
+
+
+@dataclass(slots=True)
+class Group:
+    """Responses to one instruction."""
+
+    ids: Ids
+    responses: list[Response]
+
+    @property
+    def n_tokens(self) -> int:
+        """Distinct tokens."""
+        return len(self.ids) + sum(len(r.ids) + sum(map(len, r.constraints)) for r in self.responses)
+
+
+def group(judgements: Sequence[Encoded]) -> list[Group]:
+    """Group judgements by instruction, and within it by response; equal judgements become one."""
+    groups: dict[Ids, dict[Ids, dict[Ids, list[int]]]] = {}
+    for index, judgement in enumerate(judgements):
+        by_response = groups.setdefault(judgement.instruction, {})
+        by_response.setdefault(judgement.response, {}).setdefault(judgement.constraint, []).append(index)
+    return [
+        Group(instruction, [Response(response, constraints) for response, constraints in responses.items()])
+        for instruction, responses in groups.items()
+    ]
+
+
+def batches(judgements: Sequence[Encoded], budget: int) -> Iterator[list[Group]]:
+    """Groups of similar size, the largest first (so that memory peaks at once), of at most `budget` distinct tokens a batch.
+
+    A group above the budget is cut by responses; its instruction is then computed more than once.
+    """
+    parts = [part for whole in group(judgements) for part in _cut(whole, budget)]
+    batch: list[Group] = []
+    n_tokens = 0
+    for part in sorted(parts, key=lambda part: part.n_tokens, reverse=True):
+        if batch and n_tokens + part.n_tokens > budget:
+            yield batch
+            batch, n_tokens = [], 0
+        batch.append(part)
+        n_tokens += part.n_tokens
+    if batch:
+        yield batch
+
+
+def select(groups: Sequence[Group], wanted: Set[int]) -> tuple[list[Group], torch.Tensor]:
+    """The part of some groups that certain judgements need.
+
+    Returns:
+        The groups, and for each token of their tree its place in the tree of all groups.
+    """
+    kept: list[Group] = []
+    tokens: tuple[list[int], list[int], list[int]] = ([], [], [])  # of instructions, responses, constraints
+    starts_I, starts_R, starts_C = _starts(groups)
+    response_index = 0
+    for parent, whole in enumerate(groups):
+        responses = []
+        for response in whole.responses:
+            constraints: dict[Ids, list[int]] = {}
+            place = starts_C[response_index]
+            for ids, members in response.constraints.items():
+                if of_mine := [index for index in members if index in wanted]:
+                    constraints[ids] = of_mine
+                    tokens[2].extend(range(place, place + len(ids)))
+                place += len(ids)
+            if constraints:
+                responses.append(Response(response.ids, constraints))
+                start = starts_R[response_index]
+                tokens[1].extend(range(start, start + len(response.ids)))
+            response_index += 1
+        if responses:
+            kept.append(Group(whole.ids, responses))
+            tokens[0].extend(range(starts_I[parent], starts_I[parent] + len(whole.ids)))
+    return kept, torch.tensor([*tokens[0], *tokens[1], *tokens[2]])
+
+
+def pack(groups: Sequence[Group]) -> Tree:
+    """Lay the tokens of some groups out in one row: instructions, then responses, then constraints."""
+    responses = [(parent, response) for parent, g in enumerate(groups) for response in g.responses]
+    start_I, start_R, start_C = _starts(groups)
+
+    ids: list[int] = [token for g in groups for token in g.ids]
+    position: list[int] = [place for g in groups for place in range(len(g.ids))]
+    for parent, response in responses:
+        ids += response.ids
+        offset = len(groups[parent].ids)
+        position += range(offset, offset + len(response.ids))
+    read: list[int] = []
+    members: list[tuple[int, ...]] = []
+    owner_R: list[list[int]] = []  # which of the response's constraints each token belongs to
+    for (parent, response), start in zip(responses, start_C, strict=True):
+        offset = len(groups[parent].ids) + len(response.ids)
+        owner: list[int] = []
+        for number, (constraint, indices) in enumerate(response.constraints.items()):
+            ids += constraint
+            position += range(offset, offset + len(constraint))
+            owner += [number] * len(constraint)
+            read.append(start + len(owner) - 1)
+            members.append(tuple(indices))
+        owner_R.append(owner)
+
+    instruction = [range(s, s + len(g.ids)) for s, g in zip(start_I, groups, strict=True)]
+    response_runs = [range(s, s + len(r.ids)) for s, (_, r) in zip(start_R, responses, strict=True)]
+    constraint_runs = [range(s, s + len(owner)) for s, owner in zip(start_C, owner_R, strict=True)]
+    prefix = [[*instruction[parent], *run] for (parent, _), run in zip(responses, response_runs, strict=True)]
+    levels = [_level([list(run) for run in instruction], None, None)]
+    if any(response_runs):  # an empty response has no tokens of its own
+        levels.append(
+            _level(list(map(list, response_runs)), [list(instruction[parent]) for parent, _ in responses], None)
+        )
+    levels.append(_level(list(map(list, constraint_runs)), prefix, owner_R))
+    return Tree(torch.tensor(ids), torch.tensor(position), tuple(levels), torch.tensor(read), tuple(members))
+
+
+def forward(decoder: Any, tree: Tree, hidden_ND: torch.Tensor | None = None) -> torch.Tensor:
+    """Run a decoder over a tree's tokens.
+
+    Args:
+        decoder: A transformers decoder; see `only_layers` for a part of one.
+        tree: On the decoder's device.
+        hidden_ND: What enters its first layer; None embeds the tokens.
+
+    Returns:
+        What leaves its last layer, [N, D].
+    """
+    tokens = {"input_ids": tree.ids_N[None]} if hidden_ND is None else {"inputs_embeds": hidden_ND[None]}
+    with _tree_attention(decoder.config):
+        out = decoder(**tokens, position_ids=tree.position_N[None], use_cache=False, tree=tree.levels)
+    return out.last_hidden_state[0]
+
+
+_known_to_fit: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+def fits(decoder: Any) -> bool:
+    """Whether a tree gives what running each judgement alone gives; tried once per decoder."""
+    if decoder not in _known_to_fit:
+        _known_to_fit[decoder] = _try(decoder)
+    return _known_to_fit[decoder]
+
+
+def _try(decoder: Any) -> bool:
+    ids = [tuple(range(start, start + 4)) for start in range(6)]
+    judgements = [Encoded(ids[0], ids[1], ids[2]), Encoded(ids[0], ids[1], ids[3]), Encoded(ids[0], ids[4], ids[5])]
+    device = next(decoder.parameters()).device
+    [whole] = [pack(groups).to(device) for groups in batches(judgements, 100)]
+    with torch.no_grad():
+        alone_JD = last_states(decoder, [judgement.ids for judgement in judgements])
+        try:
+            together_JD = forward(decoder, whole)[whole.read_J]
+        except (NotImplementedError, TypeError, AttributeError):
+            return False
+    return bool(
+        torch.allclose(together_JD.float(), alone_JD.float(), rtol=0.05, atol=0.05 * float(alone_JD.abs().max()))
+    )
+
+
+def last_states(decoder: Any, sequences: Sequence[Ids]) -> torch.Tensor:
+    """The state at each sequence's last token without a tree, [B, D].
+
+    Sequences are padded on the right, after everything that is read, so causal attention needs no mask.
+    """
+    device = next(decoder.parameters()).device
+    ids_BT = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in sequences], batch_first=True).to(device)
+    last_B = torch.tensor([len(ids) - 1 for ids in sequences], device=device)
+    hidden_BTD = decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
+    return hidden_BTD[torch.arange(len(sequences), device=device), last_B]
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    tree: Sequence[Level],
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **rest: Any,
+) -> tuple[torch.Tensor, None]:
+    """Transformers' attention interface: query [1, H, N, d], key and value [1, K, N, d]; gives [1, N, H, d]."""
+    if rest.get("softcap") is not None or getattr(module, "sliding_window", None) is not None:
+        raise NotImplementedError("attention with soft caps or sliding windows")
+    query_NHd, key_NKd, value_NKd = (x[0].transpose(0, 1) for x in (query, key, value))
+    out_NHd = torch.empty_like(query_NHd)
+    for level in tree:
+        query_BHTd = query_NHd[level.query_BT].transpose(1, 2)
+        key_BKSd, value_BKSd = key_NKd[level.key_BS].transpose(1, 2), value_NKd[level.key_BS].transpose(1, 2)
+        attended_BHTd = torch.nn.functional.scaled_dot_product_attention(
+            query_BHTd, key_BKSd, value_BKSd, attn_mask=level.visible_B1TS, is_causal=level.visible_B1TS is None,
+            dropout_p=dropout, scale=scaling, enable_gqa=query_BHTd.shape[1] != key_BKSd.shape[1],
+        )  # fmt: skip
+        real_QHd = attended_BHTd.transpose(1, 2).flatten(0, 1)[level.place_Q]
+        out_NHd = out_NHd.index_copy(0, level.token_Q, real_QHd.to(out_NHd.dtype))
+    return out_NHd[None], None
+
+
+AttentionInterface.register(ATTENTION, _attend)
+
+
+@contextmanager
+def _tree_attention(config: Any) -> Iterator[None]:
+    before = config._attn_implementation
+    config._attn_implementation = ATTENTION
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+@contextmanager
+def with_layers(decoder: Any, layers: torch.nn.ModuleList, norm: torch.nn.Module) -> Iterator[None]:
+    """Within the block the decoder has these layers and this final norm."""
+    before = decoder.layers, decoder.norm
+    decoder.layers, decoder.norm = layers, norm
+    try:
+        yield
+    finally:
+        decoder.layers, decoder.norm = before
+
+
+def copied_layers(decoder: Any, start: int) -> torch.nn.ModuleList:
+    """Copies of the layers from `start` on. They keep the decoder's own config, which says how to attend."""
+    return deepcopy(decoder.layers[start:], {id(decoder.config): decoder.config})
+
+
+def only_layers(decoder: Any, start: int, stop: int) -> AbstractContextManager[None]:
+    """Within the block the decoder has only some of its layers, and no final norm: what it gives enters layer `stop`."""
+    return with_layers(decoder, decoder.layers[start:stop], torch.nn.Identity())
+
+
+def _level(runs: Sequence[list[int]], prefix: Sequence[list[int]] | None, owner: Sequence[list[int]] | None) -> Level:
+    """A level whose row b holds the tokens `runs[b]` after `prefix[b]`; tokens of different owners do not see each other."""
+    if prefix is not None:  # rows without tokens of their own need no attention
+        filled = [b for b, run in enumerate(runs) if run]
+        runs, prefix = [runs[b] for b in filled], [prefix[b] for b in filled]
+        owner = None if owner is None else [owner[b] for b in filled]
+    query_BT, length_B = _padded(runs)
+    n_query = query_BT.shape[1]
+    real_BT = torch.arange(n_query)[None] < length_B[:, None]
+    place_Q, token_Q = real_BT.flatten().nonzero()[:, 0], query_BT[real_BT]
+    if prefix is None:
+        return Level(query_BT, query_BT, None, place_Q, token_Q)
+    prefix_BP, n_prefix_B = _padded(prefix)
+    seen_B1P = (torch.arange(prefix_BP.shape[1])[None] < n_prefix_B[:, None])[:, None]
+    own_BTT = torch.ones(n_query, n_query, dtype=torch.bool).tril()[None].expand(len(runs), -1, -1)
+    if owner is not None:
+        owner_BT, _ = _padded(owner)
+        own_BTT = own_BTT & (owner_BT[:, :, None] == owner_BT[:, None, :])
+    visible_BTS = torch.cat([seen_B1P.expand(-1, n_query, -1), own_BTT], dim=2)
+    return Level(query_BT, torch.cat([prefix_BP, query_BT], dim=1), visible_BTS[:, None], place_Q, token_Q)
+
+
+def _padded(runs: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Runs padded on the right with their last number, [B, T], and their lengths [B]."""
+    width = max(map(len, runs))
+    padded = [[*run, *[run[-1] if run else 0] * (width - len(run))] for run in runs]
+    return torch.tensor(padded).reshape(len(runs), width), torch.tensor([len(run) for run in runs])
+
+
+def _starts(groups: Sequence[Group]) -> tuple[list[int], list[int], list[int]]:
+    """Where the tokens of each instruction, of each response, and of each response's constraints begin."""
+    responses = [response for whole in groups for response in whole.responses]
+    sizes = (
+        *(len(whole.ids) for whole in groups),
+        *(len(response.ids) for response in responses),
+        *(sum(map(len, response.constraints)) for response in responses),
+    )
+    starts = list(accumulate(sizes, initial=0))[:-1]
+    n_I, n_R = len(groups), len(responses)
+    return starts[:n_I], starts[n_I : n_I + n_R], starts[n_I + n_R :]
+
+
+def _cut(whole: Group, budget: int) -> Iterator[Group]:
+    part = Group(whole.ids, [])
+    n_tokens = len(whole.ids)
+    for response in whole.responses:
+        size = len(response.ids) + sum(map(len, response.constraints))
+        if part.responses and n_tokens + size > budget:
+            yield part
+            part, n_tokens = Group(whole.ids, []), len(whole.ids)
+        part.responses.append(response)
+        n_tokens += size
+    yield part
