@@ -77,17 +77,12 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto", **option
     Raises:
         ConfigError: There is no such model, or it cannot be fetched.
     """
-    import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # bars are the command's business
     chosen = choose_device(device)
-    if chosen == "cpu":
-        _keep_freed_memory()
-        torch.set_flush_denormal(
-            True
-        )  # second moments of an optimiser underflow; arithmetic on them is 10 times slower
+    prepare(chosen)
     with _hub_errors(name):
         model: Any = AutoModelForCausalLM.from_pretrained(resolve(name), dtype=choose_dtype(dtype, chosen), **options)
     return model.to(chosen).eval()
@@ -99,6 +94,16 @@ def without_peft_noise() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
         yield
+
+
+def prepare(device: str) -> None:
+    """Settings of the process without which a CPU is several times slower."""
+    import torch
+
+    if device == "cpu":
+        _keep_freed_memory()
+        # second moments of an optimiser underflow, and arithmetic on such numbers is 10 times slower
+        torch.set_flush_denormal(True)
 
 
 def choose_device(device: str = "auto") -> str:

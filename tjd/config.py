@@ -173,6 +173,32 @@ class EvalJudgeConfig:
     seed: int = flag(0, "Of the bootstrap.")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchJudgeConfig:
+    """Settings of `tjd bench judge` (paper, 5.4)."""
+
+    shape: str = flag("smollm2-135m", "Random weights of a shape: `smollm2-135m`, `qwen3-0.6b`, or a model folder's.")
+    instructions: int = flag(2, "Instructions.")
+    group_size: int = flag(8, "Responses per instruction (G).")
+    constraints: int = flag(3, "Constraints per response (M).")
+    instruction_tokens: int = flag(160, "Tokens of an instruction.")
+    response_tokens: int = flag(200, "Tokens of a response.")
+    constraint_tokens: int = flag(40, "Tokens of a constraint.")
+    top_layers: int = flag(10, "Layers of its own of each of M specialists.")
+    probe_layer: int = flag(12, "Layer that probes read.")
+    contestant: tuple[str, ...] = flag((), "Only these, by name; repeatable. Default: all.")
+    rounds: int = flag(5, "Rounds, after one to warm up.")
+    budget: int = flag(4096, "Distinct tokens per batch of ours.")
+    device: str = flag("auto", "`cpu`, `cuda`, or `auto`.")
+    dtype: Dtype = flag("auto", "`auto` takes bfloat16 where the hardware multiplies it natively.")
+    seed: int = flag(0, "Of the tokens.")
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _at_least(self, 1, "instructions", "group_size", "constraints", "instruction_tokens", "response_tokens")
+        _at_least(self, 1, "constraint_tokens", "top_layers", "probe_layer", "rounds", "budget")
+
+
 # Table 4 of the paper. Its trainer, MindSpeed-RL, counts prompts in "global batch" and "mini batch": 128 prompts with 8
 # responses each are one optimiser step of 1024 responses.
 RL_PRESETS: dict[str, dict[str, Any]] = {

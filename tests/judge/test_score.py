@@ -34,7 +34,9 @@ def specialists(model, tokenizer):
             parameter.data += 0.1 * torch.randn_like(parameter)
         others.append(Specialist(f"top {seed}", decoder, 1, layers, decoder.norm, weight_D))
     whole = Specialist("whole", decoder, 0, decoder.layers, decoder.norm, weight_D)
-    trunk = Specialist("trunk", decoder, 1, torch.nn.ModuleList(), torch.nn.Identity(), weight_D, bias=0.5)
+    pools = ("last", "response", "constraint", "instruction")
+    no_layers, no_norm = torch.nn.ModuleList(), torch.nn.Identity()
+    trunk = Specialist("trunk", decoder, 1, no_layers, no_norm, weight_D.repeat(4), bias=0.5, pools=pools)
     return [whole, *others, trunk]
 
 
@@ -82,7 +84,7 @@ def test_gradients_through_shared_tokens_are_those_of_each_judgement_alone(model
 
     whole = tree.pack(tree.group(judgements))
     together = gradient(tree.forward(decoder, whole)[whole.read_J])
-    alone = gradient(tree.last_states(decoder, [judgement.ids for judgement in judgements]))
+    alone = gradient(tree.pool_each(decoder, judgements))
     torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
     assert together.abs().max() > 0.1
 

@@ -15,33 +15,34 @@ import torch
 
 from tjd.judge import tree
 from tjd.judge.prompt import Encoded
-from tjd.judge.tree import Group
+from tjd.judge.tree import Group, Pool
 
 TOKENS_PER_BATCH = 4096  # distinct tokens; more costs memory and gains nothing on a CPU
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Specialist:
-    """logit of P(followed) = state at the judgement's last token, above the specialist's own layers, times weight + bias."""
+    """logit of P(followed) = what it pools of a judgement's states, above its own layers, times weight, plus bias."""
 
     name: str
     decoder: Any  # embeds tokens, and holds the trunk
     first_layer: int  # of its own layers; those below are the decoder's
     layers: torch.nn.ModuleList  # its own; none where it reads the trunk itself
     norm: torch.nn.Module
-    weight_D: torch.Tensor  # float32
+    weight_F: torch.Tensor  # float32, F = len(pools) * D
     bias: float = 0.0
+    pools: tuple[Pool, ...] = ("last",)
 
     def own(self, whole: tree.Tree, hidden_ND: torch.Tensor | None) -> torch.Tensor:
         """P(followed) of each judgement of the tree, [J], from what enters its own layers."""
         if self.layers or hidden_ND is None:
             with tree.with_layers(self.decoder, self.layers, self.norm):
                 hidden_ND = tree.forward(self.decoder, whole, hidden_ND)
-        return self.read(hidden_ND[whole.read_J])
+        return self.read(tree.pool(whole, hidden_ND, self.pools))
 
-    def read(self, hidden_JD: torch.Tensor) -> torch.Tensor:
-        """P(followed) from final states, [J], in [0, 1]."""
-        return torch.sigmoid(hidden_JD.float() @ self.weight_D + self.bias)
+    def read(self, pooled_JF: torch.Tensor) -> torch.Tensor:
+        """P(followed), [J], in [0, 1]."""
+        return torch.sigmoid(pooled_JF.float() @ self.weight_F + self.bias)
 
 
 def verdict_weight(head: torch.nn.Module, verdicts: tuple[int, int]) -> torch.Tensor:
@@ -87,8 +88,8 @@ def score_plain(
         batch, order = order[:size], order[size:]
         with torch.inference_mode():
             with tree.with_layers(specialist.decoder, layers, specialist.norm):
-                states_BD = tree.last_states(specialist.decoder, [judgements[index].ids for index in batch])
-            yield from zip(batch, specialist.read(states_BD).tolist(), strict=True)
+                pooled_BF = tree.pool_each(specialist.decoder, [judgements[index] for index in batch], specialist.pools)
+            yield from zip(batch, specialist.read(pooled_BF).tolist(), strict=True)
 
 
 def _score_each(

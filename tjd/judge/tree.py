@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,6 +24,9 @@ from transformers import AttentionInterface
 from tjd.judge.prompt import Encoded
 
 ATTENTION = "tjd_tree"
+MEANS = ("instruction", "response", "constraint")  # the runs of a judgement, in order
+
+Pool = Literal["last", "instruction", "response", "constraint"]
 
 Ids = tuple[int, ...]
 
@@ -53,6 +56,9 @@ class Tree:
     position_N: torch.Tensor  # of each token within its judgement
     levels: tuple[Level, ...]
     read_J: torch.Tensor  # where each distinct judgement's verdict is read, in the packed row
+    run_N: torch.Tensor  # which run of text each token belongs to
+    run_J3: torch.Tensor  # the runs of each judgement: instruction, response, constraint
+    n_runs: int
     members: tuple[tuple[int, ...], ...]  # [J] which of the given judgements it is
 
     def to(self, device: torch.device) -> "Tree":
@@ -68,7 +74,10 @@ class Tree:
             )
             for v in self.levels
         )
-        return Tree(self.ids_N.to(device), self.position_N.to(device), levels, self.read_J.to(device), self.members)
+        ids, position, read, run, runs = (
+            x.to(device) for x in (self.ids_N, self.position_N, self.read_J, self.run_N, self.run_J3)
+        )
+        return Tree(ids, position, levels, read, run, runs, self.n_runs, self.members)
 
 
 @dataclass(slots=True)
@@ -158,6 +167,10 @@ def pack(groups: Sequence[Group]) -> Tree:
     responses = [(parent, response) for parent, g in enumerate(groups) for response in g.responses]
     start_I, start_R, start_C = _starts(groups)
 
+    n_I, n_R = len(groups), len(responses)
+    run: list[int] = [number for number, g in enumerate(groups) for _ in g.ids]
+    run += [n_I + number for number, (_, r) in enumerate(responses) for _ in r.ids]
+    runs: list[tuple[int, int, int]] = []
     ids: list[int] = [token for g in groups for token in g.ids]
     position: list[int] = [place for g in groups for place in range(len(g.ids))]
     for parent, response in responses:
@@ -167,13 +180,15 @@ def pack(groups: Sequence[Group]) -> Tree:
     read: list[int] = []
     members: list[tuple[int, ...]] = []
     owner_R: list[list[int]] = []  # which of the response's constraints each token belongs to
-    for (parent, response), start in zip(responses, start_C, strict=True):
+    for place, ((parent, response), start) in enumerate(zip(responses, start_C, strict=True)):
         offset = len(groups[parent].ids) + len(response.ids)
         owner: list[int] = []
         for number, (constraint, indices) in enumerate(response.constraints.items()):
             ids += constraint
             position += range(offset, offset + len(constraint))
             owner += [number] * len(constraint)
+            run += [n_I + n_R + len(runs)] * len(constraint)
+            runs.append((parent, n_I + place, n_I + n_R + len(runs)))
             read.append(start + len(owner) - 1)
             members.append(tuple(indices))
         owner_R.append(owner)
@@ -188,7 +203,10 @@ def pack(groups: Sequence[Group]) -> Tree:
             _level(list(map(list, response_runs)), [list(instruction[parent]) for parent, _ in responses], None)
         )
     levels.append(_level(list(map(list, constraint_runs)), prefix, owner_R))
-    return Tree(torch.tensor(ids), torch.tensor(position), tuple(levels), torch.tensor(read), tuple(members))
+    return Tree(
+        torch.tensor(ids), torch.tensor(position), tuple(levels), torch.tensor(read), torch.tensor(run), torch.tensor(runs),
+        n_I + n_R + len(runs), tuple(members),
+    )  # fmt: skip
 
 
 def forward(decoder: Any, tree: Tree, hidden_ND: torch.Tensor | None = None) -> torch.Tensor:
@@ -211,6 +229,26 @@ def forward(decoder: Any, tree: Tree, hidden_ND: torch.Tensor | None = None) -> 
 _known_to_fit: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
+def pool(whole: Tree, hidden_ND: torch.Tensor, pools: Sequence[Pool]) -> torch.Tensor:
+    """What is read of each judgement's states, side by side in float32, [J, len(pools) * D].
+
+    `last` is the state where the verdict is read; the others are means over the judgement's instruction, response, or
+    constraint with the prompt's tail. A run without tokens has the mean zero.
+    """
+    means_SD = None
+    if set(pools) != {"last"}:
+        hidden_ND = hidden_ND.float()
+        sums_SD = hidden_ND.new_zeros(whole.n_runs, hidden_ND.shape[1]).index_add_(0, whole.run_N, hidden_ND)
+        means_SD = sums_SD / whole.run_N.bincount(minlength=whole.n_runs).clamp(min=1)[:, None]
+    parts = []
+    for name in pools:
+        if name == "last" or means_SD is None:
+            parts.append(hidden_ND[whole.read_J].float())
+        else:
+            parts.append(means_SD[whole.run_J3[:, MEANS.index(name)]])
+    return torch.cat(parts, dim=1)
+
+
 def fits(decoder: Any) -> bool:
     """Whether a tree gives what running each judgement alone gives; tried once per decoder."""
     if decoder not in _known_to_fit:
@@ -224,26 +262,36 @@ def _try(decoder: Any) -> bool:
     device = next(decoder.parameters()).device
     [whole] = [pack(groups).to(device) for groups in batches(judgements, 100)]
     with torch.no_grad():
-        alone_JD = last_states(decoder, [judgement.ids for judgement in judgements])
+        alone_JD = pool_each(decoder, judgements)
         try:
-            together_JD = forward(decoder, whole)[whole.read_J]
+            together_JD = pool(whole, forward(decoder, whole), ["last"])
         except (NotImplementedError, TypeError, AttributeError):
             return False
-    return bool(
-        torch.allclose(together_JD.float(), alone_JD.float(), rtol=0.05, atol=0.05 * float(alone_JD.abs().max()))
-    )
+    return bool(torch.allclose(together_JD, alone_JD, rtol=0.05, atol=0.05 * float(alone_JD.abs().max())))
 
 
-def last_states(decoder: Any, sequences: Sequence[Ids]) -> torch.Tensor:
-    """The state at each sequence's last token without a tree, [B, D].
+def pool_each(decoder: Any, judgements: Sequence[Encoded], pools: Sequence[Pool] = ("last",)) -> torch.Tensor:
+    """The same without a tree, [B, len(pools) * D]: what trees are checked against.
 
-    Sequences are padded on the right, after everything that is read, so causal attention needs no mask.
+    Judgements are padded on the right, after everything that is read, so causal attention needs no mask.
     """
     device = next(decoder.parameters()).device
-    ids_BT = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in sequences], batch_first=True).to(device)
-    last_B = torch.tensor([len(ids) - 1 for ids in sequences], device=device)
-    hidden_BTD = decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
-    return hidden_BTD[torch.arange(len(sequences), device=device), last_B]
+    ids = [torch.tensor(judgement.ids) for judgement in judgements]
+    ids_BT = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device)
+    hidden_BTD = decoder(input_ids=ids_BT, use_cache=False).last_hidden_state.float()
+    rows = []
+    for hidden_TD, judgement in zip(hidden_BTD, judgements, strict=True):
+        start = {"instruction": 0, "response": len(judgement.instruction)}
+        start["constraint"] = start["response"] + len(judgement.response)
+        parts = []
+        for name in pools:
+            if name == "last":
+                parts.append(hidden_TD[len(judgement) - 1])
+            else:
+                n_tokens = len(getattr(judgement, name))
+                parts.append(hidden_TD[start[name] : start[name] + n_tokens].sum(0) / max(1, n_tokens))
+        rows.append(torch.cat(parts))
+    return torch.stack(rows)
 
 
 def _attend(
