@@ -13,7 +13,7 @@ scaled dot products (soft caps, sliding windows) are found out by `fits`.
 from collections.abc import Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -24,9 +24,9 @@ from transformers import AttentionInterface
 from tjd.judge.prompt import Encoded
 
 ATTENTION = "tjd_tree"
-MEANS = ("instruction", "response", "constraint")  # the runs of a judgement, in order
+RUNS = ("instruction", "response", "constraint")  # the runs of a judgement, in order
 
-Pool = Literal["last", "instruction", "response", "constraint"]
+Pool = Literal["last", "response_end", "instruction", "response", "constraint"]
 
 Ids = tuple[int, ...]
 
@@ -41,12 +41,6 @@ class Level:
     place_Q: torch.Tensor  # where the real queries stand in the flattened [B, T]
     token_Q: torch.Tensor  # and in the packed row
 
-    def to(self, device: torch.device) -> "Level":
-        """The same level on another device."""
-        visible = None if self.visible_B1TS is None else self.visible_B1TS.to(device)
-        query, key, place, token = (x.to(device) for x in (self.query_BT, self.key_BS, self.place_Q, self.token_Q))
-        return Level(query, key, visible, place, token)
-
 
 @dataclass(frozen=True, slots=True)
 class Tree:
@@ -56,6 +50,7 @@ class Tree:
     position_N: torch.Tensor  # of each token within its judgement
     levels: tuple[Level, ...]
     read_J: torch.Tensor  # where each distinct judgement's verdict is read, in the packed row
+    response_end_J: torch.Tensor  # the last token of its response, -1 where that has none
     run_N: torch.Tensor  # which run of text each token belongs to
     run_J3: torch.Tensor  # the runs of each judgement: instruction, response, constraint
     n_runs: int
@@ -63,21 +58,7 @@ class Tree:
 
     def to(self, device: torch.device) -> "Tree":
         """The same tree on another device."""
-        if self.ids_N.device == device:
-            return self
-        levels = tuple(
-            Level(
-                *(
-                    None if x is None else x.to(device)
-                    for x in (v.query_BT, v.key_BS, v.visible_B1TS, v.place_Q, v.token_Q)
-                )
-            )
-            for v in self.levels
-        )
-        ids, position, read, run, runs = (
-            x.to(device) for x in (self.ids_N, self.position_N, self.read_J, self.run_N, self.run_J3)
-        )
-        return Tree(ids, position, levels, read, run, runs, self.n_runs, self.members)
+        return replace(_moved(self, device), levels=tuple(_moved(level, device) for level in self.levels))
 
 
 @dataclass(slots=True)
@@ -178,6 +159,7 @@ def pack(groups: Sequence[Group]) -> Tree:
         offset = len(groups[parent].ids)
         position += range(offset, offset + len(response.ids))
     read: list[int] = []
+    ends: list[int] = []
     members: list[tuple[int, ...]] = []
     owner_R: list[list[int]] = []  # which of the response's constraints each token belongs to
     for place, ((parent, response), start) in enumerate(zip(responses, start_C, strict=True)):
@@ -190,6 +172,7 @@ def pack(groups: Sequence[Group]) -> Tree:
             run += [n_I + n_R + len(runs)] * len(constraint)
             runs.append((parent, n_I + place, n_I + n_R + len(runs)))
             read.append(start + len(owner) - 1)
+            ends.append(start_R[place] + len(response.ids) - 1 if response.ids else -1)
             members.append(tuple(indices))
         owner_R.append(owner)
 
@@ -204,8 +187,8 @@ def pack(groups: Sequence[Group]) -> Tree:
         )
     levels.append(_level(list(map(list, constraint_runs)), prefix, owner_R))
     return Tree(
-        torch.tensor(ids), torch.tensor(position), tuple(levels), torch.tensor(read), torch.tensor(run), torch.tensor(runs),
-        n_I + n_R + len(runs), tuple(members),
+        torch.tensor(ids), torch.tensor(position), tuple(levels), torch.tensor(read), torch.tensor(ends),
+        torch.tensor(run), torch.tensor(runs), n_I + n_R + len(runs), tuple(members),
     )  # fmt: skip
 
 
@@ -232,20 +215,22 @@ _known_to_fit: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 def pool(whole: Tree, hidden_ND: torch.Tensor, pools: Sequence[Pool]) -> torch.Tensor:
     """What is read of each judgement's states, side by side in float32, [J, len(pools) * D].
 
-    `last` is the state where the verdict is read; the others are means over the judgement's instruction, response, or
-    constraint with the prompt's tail. A run without tokens has the mean zero.
+    `last` is the state where the verdict is read, `response_end` that of the response's last token; the others are means over
+    the judgement's instruction, response, or constraint with the prompt's tail. Of a run without tokens, zeros are read.
     """
-    means_SD = None
-    if set(pools) != {"last"}:
-        hidden_ND = hidden_ND.float()
+    hidden_ND = hidden_ND.float()
+    parts = []
+    means_SD = torch.empty(0)
+    if set(pools) & set(RUNS):
         sums_SD = hidden_ND.new_zeros(whole.n_runs, hidden_ND.shape[1]).index_add_(0, whole.run_N, hidden_ND)
         means_SD = sums_SD / whole.run_N.bincount(minlength=whole.n_runs).clamp(min=1)[:, None]
-    parts = []
     for name in pools:
-        if name == "last" or means_SD is None:
-            parts.append(hidden_ND[whole.read_J].float())
+        if name == "last":
+            parts.append(hidden_ND[whole.read_J])
+        elif name == "response_end":
+            parts.append(hidden_ND[whole.response_end_J.clamp(min=0)] * (whole.response_end_J >= 0)[:, None])
         else:
-            parts.append(means_SD[whole.run_J3[:, MEANS.index(name)]])
+            parts.append(means_SD[whole.run_J3[:, RUNS.index(name)]])
     return torch.cat(parts, dim=1)
 
 
@@ -287,6 +272,8 @@ def pool_each(decoder: Any, judgements: Sequence[Encoded], pools: Sequence[Pool]
         for name in pools:
             if name == "last":
                 parts.append(hidden_TD[len(judgement) - 1])
+            elif name == "response_end":
+                parts.append(hidden_TD[start["constraint"] - 1] * bool(judgement.response))
             else:
                 n_tokens = len(getattr(judgement, name))
                 parts.append(hidden_TD[start[name] : start[name] + n_tokens].sum(0) / max(1, n_tokens))
@@ -377,6 +364,12 @@ def _level(runs: Sequence[list[int]], prefix: Sequence[list[int]] | None, owner:
         own_BTT = own_BTT & (owner_BT[:, :, None] == owner_BT[:, None, :])
     visible_BTS = torch.cat([seen_B1P.expand(-1, n_query, -1), own_BTT], dim=2)
     return Level(query_BT, torch.cat([prefix_BP, query_BT], dim=1), visible_BTS[:, None], place_Q, token_Q)
+
+
+def _moved(holder: Any, device: torch.device) -> Any:
+    """The same dataclass with its tensors on another device."""
+    values = {field.name: getattr(holder, field.name) for field in fields(holder)}
+    return replace(holder, **{name: x.to(device) for name, x in values.items() if isinstance(x, torch.Tensor)})
 
 
 def _padded(runs: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
