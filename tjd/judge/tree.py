@@ -13,7 +13,7 @@ scaled dot products (soft caps, sliding windows) are found out by `fits`.
 from collections.abc import Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
