@@ -146,6 +146,16 @@ class TrainJudgeConfig:
     batch_size: int = flag(16, "Rows per optimiser step.")
     max_instruction_tokens: int = flag(1024, "Longer instructions lose their middle.")
     max_response_tokens: int = flag(1024, "Longer responses lose their end.")
+    target_precision: float = flag(
+        0.0,
+        "Put each threshold where validation precision surely reaches this (0.85, say): fewer responses are rewarded, more "
+        "of them rightly; the card says what recall is left. 0 takes the greatest balanced accuracy.",
+    )
+    abstain: float = flag(
+        0.0,
+        "Give no verdict (null) where the judge is least sure: at most this share of the validation rows. In RL a response "
+        "with a null verdict is masked.",
+    )
     dtype: Dtype = flag("auto", "`auto` takes bfloat16 where the hardware multiplies it natively.")
     seed: int = flag(0, "Of the split, the order of rows and the adapters.")
 
@@ -154,6 +164,7 @@ class TrainJudgeConfig:
         _at_least(self, 1, "epochs", "patience", "batch_size", "lora_rank", "max_instruction_tokens")
         _at_least(self, 1, "max_response_tokens")
         _at_least(self, 0, "lora_layers", "learning_rate")
+        _share(self, "target_precision", "abstain")
         if self.balance not in ("weights", "rows"):
             raise ConfigError(f"--balance must be weights or rows, not '{self.balance}'")
 

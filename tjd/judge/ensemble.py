@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from tjd import backbone
+from tjd.calibration import tempered
 from tjd.config import TrainJudgeConfig
 from tjd.errors import ConfigError, DataError
 from tjd.judge.prompt import VARIABLES, Encoder, verdict_ids
 from tjd.judge.score import score
 from tjd.prompts import Prompt
-from tjd.rewards import Verdict
+from tjd.rewards import ABSTAINED, Verdict
 from tjd.splits import split_of
 from tjd.tables import text_id
 
@@ -26,10 +27,19 @@ QUERIES = "train_queries.txt"  # digests of the queries trained on, to tell when
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """Who judges a category, and from which score on it counts as followed."""
+    """Who judges a category, and how its raw score becomes a verdict (see `tjd.calibration.Calibration`)."""
 
     specialist: str
     threshold: float
+    temperature: float = 1.0
+    band: tuple[float, float] | None = None
+
+    def verdict(self, raw: float) -> Verdict:
+        """The verdict on a raw P(Yes); inside the band it is null, and the score is there all the same."""
+        score = tempered(raw, self.temperature)
+        if self.band is not None and self.band[0] < score < self.band[1]:
+            return Verdict(None, score, self.threshold, self.specialist, ABSTAINED)
+        return Verdict(score >= self.threshold, score, self.threshold, self.specialist)
 
 
 class Ensemble:
@@ -44,7 +54,8 @@ class Ensemble:
     def score(self, rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
         """Judge each row (`instruction` or `query`, `response`, `constraint`, `category`), in order.
 
-        A row whose category has no specialist, or without a response, gets a null verdict and the reason.
+        A row whose category has no specialist, or without a response, gets a null verdict and the reason; one whose score
+        lies in the abstain band gets a null verdict and its score.
         """
         verdicts = [self._unscored(row) for row in rows]
         by_specialist: dict[str, list[int]] = {}
@@ -55,8 +66,7 @@ class Ensemble:
             sequences = [self.encoder(rows[index]).ids for index in indices]
             for place, yes in score(self._activate(specialist), sequences, self.verdicts):
                 index = indices[place]
-                threshold = self.seats[rows[index]["category"]].threshold
-                verdicts[index] = Verdict(yes >= threshold, yes, threshold, specialist)
+                verdicts[index] = self.seats[rows[index]["category"]].verdict(yes)
         return [verdict for verdict in verdicts if verdict is not None]
 
     def covers(self, constraints: Iterable[Mapping[str, Any]]) -> bool:
@@ -154,8 +164,14 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> En
                 model.load_adapter(str(folder / name), adapter_name=name)
         model.eval()
         models = dict.fromkeys(manifest["specialists"], model)
-    seats = {name: Seat(seat["specialist"], seat["threshold"]) for name, seat in manifest["categories"].items()}
+    seats = {name: _seat(seat) for name, seat in manifest["categories"].items()}
     return Ensemble(models, encoder, seats)
+
+
+def _seat(saved: Mapping[str, Any]) -> Seat:
+    """A seat of a manifest; one of before there was calibration has its raw scores."""
+    band = saved.get("band")
+    return Seat(saved["specialist"], saved["threshold"], saved.get("temperature", 1.0), tuple(band) if band else None)
 
 
 def load_prompt(name: str) -> Prompt:

@@ -17,12 +17,13 @@ import numpy as np
 import pyarrow as pa
 
 from tjd import __version__, backbone, taxonomy
+from tjd.calibration import calibrate, tempered
 from tjd.config import TrainJudgeConfig, as_dict
 from tjd.errors import DataError
 from tjd.judge import ensemble
 from tjd.judge.prompt import Encoder, verdict_ids
 from tjd.judge.train import Example, add_adapter, fit, predict
-from tjd.metrics import METRICS, best_threshold, estimate, judge_metrics, resample_weights
+from tjd.metrics import METRICS, estimate, judge_metrics, resample_weights
 from tjd.prompts import Prompt
 from tjd.splits import SPLITS, split_of
 from tjd.tables import Row, text_id
@@ -177,19 +178,40 @@ def card(manifest: Mapping[str, Any]) -> str:
         f"validation, {data['n']['test']} in test (by query); {data['n_invalid']} without a verdict were left out",
         "- thresholds and the kept epoch were chosen on validation, so the figures below flatter the judges: measure them "
         "on the test split with `tjd eval-judge`",
+        *_promises(manifest),
         "",
-        "| category | specialist | threshold | n (validation) | prevalence | " + " | ".join(METRICS) + " |",
-        "|" + " --- |" * (5 + len(METRICS)),
+        "| category | specialist | temperature | threshold | n (validation) | prevalence | "
+        + " | ".join(METRICS)
+        + " |",
+        "|" + " --- |" * (6 + len(METRICS)),
     ]
     for category, seat in manifest["categories"].items():
         shown = [_interval(seat["validation"].get(metric)) for metric in METRICS]
         prevalence = "-" if seat["prevalence"] is None else f"{seat['prevalence']:.2f}"
         lines.append(
-            f"| {category} | {seat['specialist']} | {seat['threshold']:.3f} | {seat['n_validation']} | {prevalence} | "
-            + " | ".join(shown)
-            + " |"
+            f"| {category} | {seat['specialist']} | {seat['temperature']:.2f} | {seat['threshold']:.3f} | "
+            f"{seat['n_validation']} | {prevalence} | " + " | ".join(shown) + " |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _promises(manifest: Mapping[str, Any]) -> list[str]:
+    """Lines of the card on calibration, the target precision and the abstain band."""
+    seats, config = manifest["categories"], manifest["config"]
+    errors = [
+        f"{name} {seat['raw_ece']:.2f} to {seat['validation']['ece'][0]:.2f}"
+        for name, seat in seats.items()
+        if seat["raw_ece"] is not None
+    ]
+    lines = [f"- expected calibration error before and after the temperature: {', '.join(errors)}"] if errors else []
+    if config["target_precision"]:
+        kept = [
+            f"{name} " + ("not reached" if seat["target_recall"] is None else f"{seat['target_recall']:.2f}")
+            for name, seat in seats.items()
+        ]
+        lines.append(f"- recall kept by the target precision of {config['target_precision']:g}: {', '.join(kept)}")
+    bands = [f"{name} {seat['band'][0]:.3f} to {seat['band'][1]:.3f}" for name, seat in seats.items() if seat["band"]]
+    return [*lines, f"- no verdict for scores within: {', '.join(bands)}"] if bands else lines
 
 
 def _train_one(
@@ -210,33 +232,54 @@ def _train_one(
     partial.rename(out / name)
     return {
         "history": [{"specialist": name, **row} for row in history],
-        "seats": _seats(model, part, verdicts, config.seed),
+        "seats": _seats(model, part, verdicts, config),
     }
 
 
-def _seats(model: Any, part: Mapping[str, Sequence[Example]], verdicts: tuple[int, int], seed: int) -> dict[str, Any]:
-    """Threshold and validation metrics per category."""
+def _seats(
+    model: Any, part: Mapping[str, Sequence[Example]], verdicts: tuple[int, int], config: TrainJudgeConfig
+) -> dict[str, Any]:
+    """Calibration and validation metrics per category."""
     examples = part["validation"]
     scores_N = predict(model, examples, verdicts, first_layer=0)
     seats: dict[str, Any] = {}
     for category in sorted({example.category for example in part["train"]}):
         of_N = np.array([example.category == category for example in examples], dtype=bool)
         truth_N = np.array([example.followed for example in examples], dtype=bool)[of_N]
-        measured: dict[str, Any] = {}
-        threshold = best_threshold(truth_N, scores_N[of_N])
-        if len(np.unique(truth_N)) == 2:
-            groups = [example.query_id for example, is_of in zip(examples, of_N, strict=True) if is_of]
-            values = judge_metrics(truth_N, scores_N[of_N], threshold, resample_weights(groups, seed=seed))
-            measured = {metric: _plain(estimate(values_R)) for metric, values_R in values.items()}
-        else:
-            log.warning("validation has one class only for '%s': its threshold stays at 0.5", category)
-        seats[category] = {
-            "threshold": threshold,
-            "n_validation": int(of_N.sum()),
-            "prevalence": float(truth_N.mean()) if len(truth_N) else None,
-            "validation": measured,
-        }
+        query_ids = [example.query_id for example, is_of in zip(examples, of_N, strict=True) if is_of]
+        seats[category] = _seat(category, truth_N, scores_N[of_N], query_ids, config)
     return seats
+
+
+def _seat(
+    category: str, truth_N: np.ndarray, raw_N: np.ndarray, query_ids: Sequence[str], config: TrainJudgeConfig
+) -> dict[str, Any]:
+    """What the manifest says of a category: its calibration, and how it does on the rows it was chosen on."""
+    chosen = calibrate(truth_N, raw_N, target_precision=config.target_precision, abstain=config.abstain)
+    if config.target_precision and chosen.target_recall is None:
+        told = "no threshold for '%s' surely reaches a precision of %g on %d validation rows; it gets the balanced one"
+        log.warning(told, category, config.target_precision, len(truth_N))
+    measured: dict[str, Any] = {}
+    raw_error = None
+    if len(np.unique(truth_N)) == 2:
+        weights_RN = resample_weights(query_ids, seed=config.seed)
+        scores_N = tempered(raw_N, chosen.temperature)
+        low, high = chosen.band or (1.0, 1.0)
+        values = judge_metrics(truth_N, scores_N, chosen.threshold, weights_RN, (scores_N <= low) | (scores_N >= high))
+        measured = {metric: _plain(estimate(values_R)) for metric, values_R in values.items()}
+        raw_error = float(judge_metrics(truth_N, raw_N, chosen.threshold, weights_RN[:1])["ece"][0])
+    else:
+        log.warning("validation has one class only for '%s': its threshold stays at 0.5", category)
+    return {
+        "temperature": chosen.temperature,
+        "threshold": chosen.threshold,
+        "band": chosen.band,
+        "target_recall": chosen.target_recall,
+        "raw_ece": raw_error,
+        "n_validation": len(truth_N),
+        "prevalence": float(truth_N.mean()) if len(truth_N) else None,
+        "validation": measured,
+    }
 
 
 def _examples(encoder: Encoder, rows: Sequence[Row], members: Sequence[str]) -> list[Example]:
