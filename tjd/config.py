@@ -176,12 +176,29 @@ class TrainJudgeConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalJudgeConfig:
-    """Settings of `tjd eval-judge` (paper, 5.3.3)."""
+    """Settings of `tjd eval-judge` (paper, 3.2 and 5.3.3)."""
 
-    teacher: str = flag("", "Compare with a model that was not trained: `hf:NAME`, or a litellm name.", "-t")
+    teacher: tuple[str, ...] = flag((), "Compare with a model that was not trained; repeatable. " + TEACHER_HELP, "-t")
+    teacher_mode: tuple[str, ...] = flag(
+        ("pointwise",),
+        "`pointwise` asks teachers one constraint at a time, `batch` about all of a response at once; repeatable.",
+    )
+    truth: str = flag(
+        "followed",
+        "Column of the ground truth: true or false, a share that counts from 0.5, or a list of votes whose mean does "
+        "(`votes`; or a human's, under your name for it).",
+    )
+    min_agreement: float = flag(0.0, "Keep only rows whose voters agree at least so much, a share in [0.5, 1].")
     split: SplitChoice = flag("test", "Rows to measure on; a column `split` wins over the judges' own split.")
     dtype: Dtype = flag("auto", "`auto` takes bfloat16 where the hardware multiplies it natively.")
     seed: int = flag(0, "Of the bootstrap.")
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for mode in self.teacher_mode:
+            if mode not in ("pointwise", "batch"):
+                raise ConfigError(f"--teacher-mode must be pointwise or batch, not '{mode}'")
+        _share(self, "min_agreement")
 
 
 # Table 4 of the paper. Its trainer, MindSpeed-RL, counts prompts in "global batch" and "mini batch": 128 prompts with 8
