@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -175,3 +176,70 @@ def test_what_cannot_be_compared(tmp_path, labels):
     assert line.startswith("--min-agreement needs votes: give --truth votes")
     line = fails(2, "eval-judge", labels, "-t", RECORDED, "--teacher-mode", "bach")
     assert line == "--teacher-mode must be pointwise or batch, not 'bach'"
+
+
+@pytest.fixture
+def gullible(judges, tmp_path) -> Path:
+    """The same judges with thresholds at which they accept most."""
+    folder = tmp_path / "gullible"
+    folder.mkdir()
+    manifest = json.loads((judges / "manifest.json").read_text())
+    for name, seat in manifest["categories"].items():
+        seat |= {"threshold": 1e-4, "band": None}
+        (folder / name).symlink_to(judges / name)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_hack_probes_are_scored_and_the_gate_holds(gullible, labels, tmp_path):
+    out, metrics = tmp_path / "probes.parquet", tmp_path / "metrics.parquet"
+    command = ("probe-hacks", labels, "-j", gullible, "-o", out, "--metrics", metrics, "--per-category", 4)
+    line = fails(6, *command, "--max-false-accept", 0)
+    rows, probes = pq.read_table(metrics).to_pylist(), pq.read_table(out).to_pylist()
+    worst = max(row["value"] for row in rows)
+    assert f"accepts {worst:.0%} of the probe '" in line
+    assert "more than --max-false-accept 0; train it with --harden" in line
+    assert {row["category"] for row in rows} == {"style", "semantic", "all"}
+    for row in rows:
+        of_category = [probe for probe in probes if row["category"] in ("all", probe["category"])]
+        name = row["metric"].removeprefix("false_accept").removeprefix("/")
+        of_probe = [probe for probe in of_category if name in ("", probe["probe"])]
+        assert row["n"] == len(of_probe) > 0
+        assert row["value"] == pytest.approx(sum(bool(probe["followed"]) for probe in of_probe) / len(of_probe))
+        assert row["low"] <= row["value"] <= row["high"]
+        assert row["high"] > 0  # four queries prove nothing
+    assert tjd(*command).exit_code == 0
+
+
+def test_a_hardened_judge_accepts_fewer_probes_and_was_not_shown_them(labels, tiny_model_dir, judges, tmp_path):
+    hardened = tmp_path / "hardened"
+    train = ("train-judge", labels, "-b", tiny_model_dir, "--full", "--learning-rate", 3e-3, "--epochs", 12, "--patience", 12,
+             "-c", "style", "--harden", 0.5)  # fmt: skip
+    assert tjd(*train, "-o", hardened).exit_code == 0
+    manifest = json.loads((hardened / "manifest.json").read_text())
+    n_style = sum(row["category"] == "style" for row in pq.read_table(labels).to_pylist())
+    assert 0 < manifest["data"]["n_probes"] < n_style / 2
+    assert f"{manifest['data']['n_probes']} of the training rows are hack probes" in (hardened / "card.md").read_text()
+    scores = {}
+    for folder in (judges, hardened):
+        command = ("probe-hacks", labels, "-j", folder, "-o", tmp_path / "probes.parquet", "--where", "category=style")
+        assert tjd(*command).exit_code == 0
+        scores[folder] = pc.mean(pq.read_table(tmp_path / "probes.parquet")["score"]).as_py()
+    assert scores[hardened] < scores[judges]
+
+
+def test_rl_tells_what_the_judges_accept_and_refuses(gullible, tmp_path):
+    constraint = {"constraint_id": "c", "kind": "soft", "category": "style", "text": "Avoid a grand manner.",
+                  "checker": None, "kwargs": None}  # fmt: skip
+    rows = [
+        {"instruction_id": f"i{i}", "query": f"Ask {i}", "instruction": f"Ask {i}", "constraints": [constraint]}
+        for i in range(3)
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "instructions.parquet")
+    command = ("rl", tmp_path / "instructions.parquet", "-j", gullible, "-o", tmp_path / "policy", "-p", "./nowhere")
+    line = fails(6, *command, "--max-false-accept", 0)
+    assert line.startswith("the judge of 'style' accepts ")
+    told = tjd(*command)
+    assert told.exit_code == 2  # the policy is looked for after the report
+    assert "rl: the judge of style accepts " in told.stderr
+    assert not (tmp_path / "policy").exists()

@@ -156,6 +156,9 @@ class TrainJudgeConfig:
         "Give no verdict (null) where the judge is least sure: at most this share of the validation rows. In RL a response "
         "with a null verdict is masked.",
     )
+    harden: float = flag(
+        0.0, "Add worthless responses as negatives, this share of a category's training rows; see `tjd probe-hacks`."
+    )
     dtype: Dtype = flag("auto", "`auto` takes bfloat16 where the hardware multiplies it natively.")
     seed: int = flag(0, "Of the split, the order of rows and the adapters.")
 
@@ -164,7 +167,7 @@ class TrainJudgeConfig:
         _at_least(self, 1, "epochs", "patience", "batch_size", "lora_rank", "max_instruction_tokens")
         _at_least(self, 1, "max_response_tokens")
         _at_least(self, 0, "lora_layers", "learning_rate")
-        _share(self, "target_precision", "abstain")
+        _share(self, "target_precision", "abstain", "harden")
         if self.balance not in ("weights", "rows"):
             raise ConfigError(f"--balance must be weights or rows, not '{self.balance}'")
 
@@ -199,6 +202,25 @@ class EvalJudgeConfig:
             if mode not in ("pointwise", "batch"):
                 raise ConfigError(f"--teacher-mode must be pointwise or batch, not '{mode}'")
         _share(self, "min_agreement")
+
+
+FALSE_ACCEPT_HELP = "Exit 6 if a judge accepts more than this share of a hack probe"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeHacksConfig:
+    """Settings of `tjd probe-hacks`."""
+
+    split: SplitChoice = flag("test", "Rows to build probes from; a column `split` wins over the judges' own split.")
+    per_category: int = flag(50, "Queries per category; 0 takes all.")
+    max_false_accept: float = flag(1.0, FALSE_ACCEPT_HELP + "; everything is written before.")
+    dtype: Dtype = flag("auto", "`auto` takes bfloat16 where the hardware multiplies it natively.")
+    seed: int = flag(0, "Of the sample and the bootstrap.")
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _at_least(self, 0, "per_category")
+        _share(self, "max_false_accept")
 
 
 # Table 4 of the paper. Its trainer, MindSpeed-RL, counts prompts in "global batch" and "mini batch": 128 prompts with 8
@@ -245,6 +267,7 @@ class RlConfig:
     lora_layers: int = flag(0, "Adapt only this many layers from the top; 0 adapts all.")
     soft_reward: SoftReward = flag("verdict", "A judge's binary verdict (paper), or its score P(followed).")
     max_failed: float = flag(0.1, "Exit 6 above this share of responses that a judge or checker failed to decide.")
+    max_false_accept: float = flag(1.0, FALSE_ACCEPT_HELP + ", before training starts; see `tjd probe-hacks`.")
     flat_steps: int = flag(20, "Exit 6 if no group has any spread of reward in this many first steps.")
     save_every: int = flag(20, "Steps between checkpoints; at most so many are repeated after a crash.")
     activation_checkpointing: bool = flag(False, "Recompute activations in the backward pass: slower, less memory.")
@@ -259,7 +282,7 @@ class RlConfig:
         _at_least(self, 1, "lora_rank", "flat_steps", "save_every")
         _at_least(self, 2, "group_size")  # an advantage needs a second response
         _at_least(self, 0, "learning_rate", "kl", "lora_layers")
-        _share(self, "top_p", "max_failed", "clip", "vllm_memory")
+        _share(self, "top_p", "max_failed", "max_false_accept", "clip", "vllm_memory")
         if self.temperature <= 0:
             raise ConfigError(f"--temperature must be above 0, not {self.temperature}: a group needs spread")
         if self.soft_reward not in ("verdict", "score"):

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tjd.commands.common import AsJson, Limit, Where, open_models, rows_of, used
+from tjd.commands.common import AsJson, Judges, Limit, Where, open_models, rows_of, used
 from tjd.commands.terminal import WIDE, progress, say
-from tjd.config import BackendConfig, EvalJudgeConfig, TrainJudgeConfig, as_dict
+from tjd.config import BackendConfig, EvalJudgeConfig, ProbeHacksConfig, TrainJudgeConfig, as_dict
 from tjd.errors import ConfigError
 from tjd.extras import need
 from tjd.flags import flags
@@ -80,6 +80,54 @@ def eval_judge_command(
     coverage = [row["value"] for row in measured.metrics if row["metric"] == "coverage" and " - " not in row["judge"]]
     title = "Agreement with the labels (95% bootstrap interval over queries)"
     _print_metrics(measured.metrics, title, as_json=as_json, hide=["coverage"] if min(coverage) == 1 else [])
+
+
+@app.command("probe-hacks", rich_help_panel="Judges")
+@flags
+def probe_hacks_command(
+    table: Annotated[str, typer.Argument(help="Labels or instructions: Parquet or `-`.")],
+    config: ProbeHacksConfig,
+    judges: Judges,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="Parquet file for the probes and their scores.")
+    ] = None,
+    metrics: Annotated[str | None, typer.Option("--metrics", help="Parquet file for the shares accepted.")] = None,
+    probes: Annotated[
+        str | None, typer.Option("--probes", help="TOML file with your own probes; see data/hacks.toml for the form.")
+    ] = None,
+    where: Where = [],  # noqa: B006
+    limit: Limit = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Try judges on responses that deserve no reward: nothing, a colon, the constraint echoed, a claim, an injection.
+
+    A policy finds in days what a judge lets pass; this takes a minute. Each share accepted has a 95% bootstrap interval over
+    queries. What `tjd train-judge --harden` trains on has other texts and other queries, so this stays a test.
+    """
+    need("probe-hacks", "train", "torch", "transformers", "peft")
+    from tjd import tables
+    from tjd.judge import ensemble, hacks
+    from tjd.stages import probe_hacks as stage
+
+    known = hacks.load(probes)
+    source = tables.open_table(table, "foreign", need=stage.NEED)
+    manifest = ensemble.read_manifest(judges)
+    judge = ensemble.load(judges, dtype=config.dtype)
+    rows = list(rows_of(source, where, limit))
+    with progress() as bars:
+        score = _with_bar(judge.score, "probe-hacks", bars)
+        found = stage.probe_hacks(
+            rows, score, judge.seats, known, config, judge=manifest["layout"], split_seed=manifest["config"]["seed"]
+        )
+    digests = {"table": source.digest, "judges": tables.file_digest(judges / ensemble.MANIFEST)}
+    digests |= {"probes": tables.text_id(*(probe.text for probe in known))}
+    provenance = tables.provenance("probe-hacks", as_dict(config) | {"where": where, "limit": limit}, digests, {})
+    if out:
+        tables.write_rows(found.probes, out, stage.PROBES, provenance)
+    if metrics:
+        tables.write_rows(found.metrics, metrics, tables.METRICS, provenance)
+    _print_probes(found.metrics, as_json=as_json)
+    stage.require_few(found.metrics, config.max_false_accept)
 
 
 @dataclass(slots=True)
@@ -234,6 +282,27 @@ def _print_metrics(metrics: "Sequence[Row]", title: str, *, as_json: bool, hide:
         any_row = next(iter(cells.values()))
         head = [judge, category, str(any_row["n"]), str(any_row["n_invalid"]), f"{any_row['prevalence']:.2f}"]
         grid.add_row(*head, *(_interval(cells[name], signed=" - " in judge) for name in names))
+    console = Console()
+    Console(width=None if console.is_terminal else WIDE).print(grid)
+
+
+def _print_probes(metrics: "Sequence[Row]", *, as_json: bool) -> None:
+    """The share accepted: a line per probe, a column per category."""
+    from rich.console import Console
+    from rich.table import Table as Grid
+
+    if as_json:
+        print(json.dumps(metrics))  # noqa: T201
+        return
+    cells = {(row["metric"].partition("/")[2], row["category"]): row for row in metrics}
+    names, categories = (list(dict.fromkeys(cell[axis] for cell in cells)) for axis in (0, 1))
+    grid = Grid(title="Share of worthless responses that are accepted (95% bootstrap interval over queries)")
+    grid.add_column("probe")
+    for category in categories:
+        grid.add_column(f"{category}\nn = {cells['', category]['n']}", justify="right")
+    for name in [*names[1:], names[0]]:  # all together come last
+        shown = [_interval(cells[name, category], signed=False) for category in categories]
+        grid.add_row(name or "all", *shown)
     console = Console()
     Console(width=None if console.is_terminal else WIDE).print(grid)
 

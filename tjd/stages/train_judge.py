@@ -20,7 +20,7 @@ from tjd import __version__, backbone, taxonomy
 from tjd.calibration import calibrate, tempered
 from tjd.config import TrainJudgeConfig, as_dict
 from tjd.errors import DataError
-from tjd.judge import ensemble
+from tjd.judge import ensemble, hacks
 from tjd.judge.prompt import Encoder, verdict_ids
 from tjd.judge.train import Example, add_adapter, fit, predict
 from tjd.metrics import METRICS, estimate, judge_metrics, resample_weights
@@ -84,6 +84,9 @@ def train_judge(
     if config.balance == "rows":
         for part in ("train", "validation"):
             by_split[part] = balanced(by_split[part], config.seed)
+    judged = [row for row in by_split["train"] if any(row["category"] in members for members in plan.values())]
+    probes = hacks.negatives(judged, hacks.load(), config.harden, seed=config.seed)
+    by_split["train"] += probes  # after balancing: what was evened out are real responses
     encoder = ensemble.make_encoder(config.base, prompt, config)
     verdicts = verdict_ids(encoder.tokenizer)
     out.mkdir(parents=True, exist_ok=True)
@@ -118,6 +121,7 @@ def train_judge(
             "sha256": data_digest,
             "n_invalid": len(rows) - len(usable),
             "n": {key: len(part) for key, part in by_split.items()},
+            "n_probes": len(probes),  # among those of train
         },
         "config": as_dict(config),
     }
@@ -175,7 +179,8 @@ def card(manifest: Mapping[str, Any]) -> str:
         f"- prompt {manifest['prompt']['name']} (SHA-256 {manifest['prompt']['sha256'][:12]}), "
         f"verdict tokens {manifest['verdict_ids']} (Yes, No)",
         f"- labels SHA-256 {data['sha256'][:12]}: {data['n']['train']} rows in train, {data['n']['validation']} in "
-        f"validation, {data['n']['test']} in test (by query); {data['n_invalid']} without a verdict were left out",
+        f"validation, {data['n']['test']} in test (by query); {data['n_invalid']} without a verdict were left out; "
+        f"{data['n_probes']} of the training rows are hack probes, all not followed",
         "- thresholds and the kept epoch were chosen on validation, so the figures below flatter the judges: measure them "
         "on the test split with `tjd eval-judge`",
         *_promises(manifest),
