@@ -243,3 +243,34 @@ def test_rl_tells_what_the_judges_accept_and_refuses(gullible, tmp_path):
     assert told.exit_code == 2  # the policy is looked for after the report
     assert "rl: the judge of style accepts " in told.stderr
     assert not (tmp_path / "policy").exists()
+
+
+def test_specialists_are_trained_and_transferred(labels, tiny_model_dir, tmp_path):
+    out, figure, folder = tmp_path / "matrix.parquet", tmp_path / "matrix.svg", tmp_path / "specialists"
+    command = ("transfer", labels, "-j", folder, "-o", out, "--figure", figure, "--metric", "balanced_accuracy")
+    train = ("-b", tiny_model_dir, "--full", "--learning-rate", 3e-3, "--epochs", 12, "--patience", 12)
+    first = tjd(*command, *train)
+    assert first.exit_code == 0
+    assert "trains 3 specialists (layout, semantic, style)" in first.stderr
+    rows = pq.read_table(out).to_pylist()
+    accuracy = {(row["judge"], row["category"]): row["value"] for row in rows if row["metric"] == "auroc"}
+    assert len(accuracy) == 9
+    assert min(accuracy[name, name] for name in CATEGORIES) > 0.9
+    assert min(accuracy["style", "semantic"], accuracy["semantic", "style"]) > 0.9
+    assert max(accuracy["layout", "style"], accuracy["style", "layout"]) < 0.1  # what they judge by is the opposite
+    assert figure.read_text().count("</svg>") == 1
+    weights = {path: path.stat().st_mtime_ns for path in folder.glob("*/*.safetensors")}
+    again = tjd(*command, "--target", 0.8)
+    assert weights == {path: path.stat().st_mtime_ns for path in folder.glob("*/*.safetensors")}
+    assert "the smallest set that reaches 0.8 on validation: layout + s" in again.stderr
+
+
+def test_transfer_needs_one_specialist_per_category(labels, tiny_model_dir, tmp_path):
+    shared = tmp_path / "shared"
+    train = ("train-judge", labels, "-b", tiny_model_dir, "--layout", "1-for-3", "--epochs", 1, "-o", shared)
+    assert tjd(*train).exit_code == 0
+    assert "no specialist of 'semantic' alone; train it with --layout 3-for-3" in fails(
+        2, "transfer", labels, "-j", shared
+    )
+    line = fails(2, "transfer", labels, "-j", tmp_path / "new", "--layout", "1-for-3")
+    assert line == "tjd transfer trains a specialist per category: --layout must be 3-for-3, not 1-for-3"

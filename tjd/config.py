@@ -16,6 +16,7 @@ Balance = Literal["weights", "rows"]
 Mode = Literal["pointwise", "batch"]
 SoftReward = Literal["verdict", "score"]
 Dtype = Literal["auto", "float32", "bfloat16"]
+TransferMetric = Literal["auroc", "balanced_accuracy"]
 SplitChoice = Literal["train", "validation", "test", "all"]
 
 
@@ -202,6 +203,18 @@ class EvalJudgeConfig:
             if mode not in ("pointwise", "batch"):
                 raise ConfigError(f"--teacher-mode must be pointwise or batch, not '{mode}'")
         _share(self, "min_agreement")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferConfig:
+    """Settings of `tjd transfer`, beside those of training."""
+
+    metric: TransferMetric = flag("auroc", "What the target is a value of.")
+    target: float = flag(0.7, "What a set of specialists must reach on every category.")
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _share(self, "target")
 
 
 FALSE_ACCEPT_HELP = "Exit 6 if a judge accepts more than this share of a hack probe"

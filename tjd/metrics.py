@@ -88,6 +88,12 @@ def estimate(values_R: np.ndarray) -> Estimate:
     return Estimate(float(values_R[0]), float(low), float(high))
 
 
+def plain(value: Estimate) -> dict[str, float | None]:
+    """`value`, `low` and `high` as the METRICS table holds them: null where undefined."""
+    numbers = {"value": value.value, "low": value.low, "high": value.high}
+    return {name: None if np.isnan(number) else number for name, number in numbers.items()}
+
+
 def equal_mass_bins(scores_N: np.ndarray, n_bins: int = N_BINS) -> np.ndarray:
     """The bin of each score, 0 to `n_bins` - 1: equally many rows in each, but equal scores stay together."""
     rank_N = np.searchsorted(np.sort(scores_N), scores_N, side="left")

@@ -43,7 +43,7 @@ def train_judge_command(
     rows = list(rows_of(table, where, limit))
     digest = tables.text_id(table.digest, *where, str(limit))
     with progress() as bars:
-        manifest = stage.train_judge(rows, known, prompt, config, out, data_digest=digest, on_step=_training(bars))
+        manifest = stage.train_judge(rows, known, prompt, config, out, data_digest=digest, on_step=training_bars(bars))
     history = manifest.pop("history")
     settings = as_dict(config) | {"base": manifest["base_name"], "where": where, "limit": limit}
     source = tables.provenance("train-judge", settings, {"labels": table.digest}, {prompt.name: prompt.digest})
@@ -78,7 +78,7 @@ def score_command(
     write(rows, out, schema, "score", {"dtype": dtype}, inputs, digests=digests, chosen=chosen, null="score")
 
 
-def _training(bars: "Progress") -> Callable[[str, Mapping[str, Any]], None]:
+def training_bars(bars: "Progress") -> Callable[[str, Mapping[str, Any]], None]:
     """A bar per specialist; the validation loss of each epoch beside it."""
     tasks: dict[str, Any] = {}
 

@@ -1,85 +1,37 @@
-"""Commands that measure how far judges can be trusted: eval-judge, probe-hacks, transfer."""
+"""Commands that say what judges will not hold out against, and where they reach: probe-hacks, transfer."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tjd.commands.common import AsJson, Judges, Limit, Where, open_models, rows_of, used
-from tjd.commands.terminal import WIDE, progress, say
-from tjd.config import BackendConfig, EvalJudgeConfig, ProbeHacksConfig, TrainJudgeConfig, as_dict
-from tjd.errors import ConfigError
+from tjd.commands.common import (
+    AsJson,
+    Figure,
+    Judges,
+    Limit,
+    MetricsOut,
+    Taxonomy,
+    Where,
+    require_figure,
+    rows_of,
+    with_bar,
+)
+from tjd.commands.judges import training_bars
+from tjd.commands.terminal import interval, print_grid, progress, say
+from tjd.config import ProbeHacksConfig, TrainJudgeConfig, TransferConfig, as_dict
+from tjd.errors import ConfigError, DataError
 from tjd.extras import need
 from tjd.flags import flags
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from tjd.stages.eval_judge import Judge, Scorer
+    from tjd.stages.transfer import Scorer, Transfer
     from tjd.tables import Row
-    from tjd.teacher import Teacher
 
 app = typer.Typer()
-
-Figure = Annotated[Path | None, typer.Option("--figure", help="Draw it too: a file that ends in .svg, .png or .pdf.")]
-MetricsOut = Annotated[str | None, typer.Option("--out", "-o", help="Parquet file for the metrics.")]
-
-
-@app.command("eval-judge", rich_help_panel="Judges")
-@flags
-def eval_judge_command(
-    labels: Annotated[str, typer.Argument(help="Labels to agree with: Parquet or `-`.")],
-    config: EvalJudgeConfig,
-    judges: Annotated[
-        list[Path], typer.Option("--judges", "-j", help="Folder that `tjd train-judge` wrote; repeatable.")
-    ] = [],  # noqa: B006
-    out: MetricsOut = None,
-    figure: Figure = None,
-    where: Where = [],  # noqa: B006
-    limit: Limit = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Measure judges against the ground truth: precision, recall, F1, balanced accuracy, AUROC, calibration error.
-
-    All judges get the same rows; what is named first is compared with each other one. Every figure has a 95% bootstrap
-    interval over queries, and the prevalence beside it: at a prevalence of 0.8, a judge that accepts everything has a
-    precision of 0.8.
-
-    `-j three -j one -t hf:embedded` sets two ensembles beside the model they came from, untrained, asked for its verdict
-    with the judges' prompt, its threshold chosen on validation as theirs was. Other teachers, and any in mode `batch`, are
-    asked as `tjd label` asks them.
-    """
-    need("eval-judge", "train", "torch", "transformers", "peft")
-    from tjd import tables
-    from tjd.stages import eval_judge as stage
-
-    if figure:
-        _require_figure("eval-judge", figure)
-    table = tables.open_table(labels, "labels", need=(*stage.NEED, config.truth))
-    found = list(rows_of(table, where, limit))
-    rows = list(stage.with_truth(found, config.truth, config.min_agreement))
-    if len(rows) < len(found):
-        say(f"eval-judge: {len(found) - len(rows)} of {len(found)} rows left out, whose voters agree less")
-    with progress() as bars:
-        field = _contestants(judges, config, found, rows, bars)
-        measured = stage.eval_judge(rows, field.judges, config, field.split_seed)
-    for teacher in field.teachers:
-        say(f"{teacher.name}: {used(teacher.usage)}")
-    settings = as_dict(config) | {"teacher": field.asked, "where": where, "limit": limit}
-    prompts = {prompt.name: prompt.digest for prompt in field.prompts}
-    source = tables.provenance("eval-judge", settings, {"labels": table.digest, **field.digests}, prompts)
-    if out:
-        tables.write_rows(measured.metrics, out, tables.METRICS, source)
-    if figure:
-        from tjd import figures
-
-        figures.judges_figure(measured.metrics, measured.reliability, figure)
-    coverage = [row["value"] for row in measured.metrics if row["metric"] == "coverage" and " - " not in row["judge"]]
-    title = "Agreement with the labels (95% bootstrap interval over queries)"
-    _print_metrics(measured.metrics, title, as_json=as_json, hide=["coverage"] if min(coverage) == 1 else [])
 
 
 @app.command("probe-hacks", rich_help_panel="Judges")
@@ -115,7 +67,7 @@ def probe_hacks_command(
     judge = ensemble.load(judges, dtype=config.dtype)
     rows = list(rows_of(source, where, limit))
     with progress() as bars:
-        score = _with_bar(judge.score, "probe-hacks", bars)
+        score = with_bar(judge.score, "probe-hacks", bars)
         found = stage.probe_hacks(
             rows, score, judge.seats, known, config, judge=manifest["layout"], split_seed=manifest["config"]["seed"]
         )
@@ -130,165 +82,143 @@ def probe_hacks_command(
     stage.require_few(found.metrics, config.max_false_accept)
 
 
-@dataclass(slots=True)
-class Field:
-    """Who is compared, and what was read for it."""
+@app.command("transfer", rich_help_panel="Judges")
+@flags
+def transfer_command(
+    labels: Annotated[str, typer.Argument(help="Labels: Parquet or `-`.")],
+    judges: Annotated[
+        Path,
+        typer.Option(
+            "--judges",
+            "-j",
+            help="Specialists, one per category; trained from these labels if the folder has none.",
+            show_default=False,
+        ),
+    ],
+    config: TransferConfig,
+    training: TrainJudgeConfig,
+    out: MetricsOut = None,
+    figure: Figure = None,
+    taxonomy: Taxonomy = None,
+    where: Where = [],  # noqa: B006
+    limit: Limit = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Find out which specialists are worth having: each one judges every category, and the fewest that suffice are named.
 
-    judges: "list[Judge]"
-    split_seed: int  # of the judges' own split
-    digests: dict[str, str]
-    prompts: list[Any]
-    teachers: "list[Teacher]"  # those that were asked for completions
-    asked: list[str]  # names of all teachers, without paths
-
-
-def _contestants(
-    folders: Sequence[Path], config: EvalJudgeConfig, table: "Sequence[Row]", rows: "Sequence[Row]", bars: "Progress"
-) -> Field:
-    """Open the judges and teachers to compare on `rows`, which are among those of `table`."""
+    The matrix has a row per category trained on and a column per category tested on (the paper's Figure 5, for judges). Of
+    every number of specialists the best set is searched exactly: each category takes its best specialist in the set, chosen
+    on validation; what is shown is measured on the test split. The flags of training count where specialists are trained.
+    """
+    need("transfer", "train", "torch", "transformers", "peft")
     from tjd import tables
     from tjd.judge import ensemble
-    from tjd.stages.eval_judge import Judge
+    from tjd.stages import train_judge
+    from tjd.stages import transfer as stage
 
-    if not folders and not config.teacher:
-        raise ConfigError("nothing to measure: give --judges FOLDER, --teacher MODEL, or both")
-    manifests = {folder: ensemble.read_manifest(folder) for folder in folders}
-    trained = [TrainJudgeConfig(**_with_tuples(manifest["config"])) for manifest in manifests.values()]
-    seeds = {train.seed for train in trained}
-    if len(seeds) > 1 and config.split != "all" and any(row.get("split") is None for row in rows):
-        raise ConfigError(
-            "the judges split their rows with different seeds, so they have no test rows in common; give the labels a "
-            "column 'split', or train the judges with one --seed"
-        )
-    field = Field([], seeds.pop() if seeds else 0, {}, [], [], [])
-    for (folder, manifest), name in zip(manifests.items(), _names(manifests), strict=True):
-        judge = ensemble.load(folder, dtype=config.dtype)
-        scorer = _with_bar(judge.score, name, bars)
-        field.judges.append(Judge(name, scorer, frozenset(manifest["categories"]), choose_thresholds=False))
-        field.digests[name] = tables.file_digest(folder / ensemble.MANIFEST)
-        leaked = ensemble.count_trained_on(folder, rows, config.split, field.split_seed)
-        if leaked:
-            say(f"warning: {leaked} of these rows are of queries that {name} was trained on", style="yellow")
-    covered = [judge.categories for judge in field.judges if judge.categories is not None]
-    categories = frozenset.intersection(*covered) if covered else None
-    train = trained[0] if trained else TrainJudgeConfig()
-    for teacher in config.teacher:
-        for mode in dict.fromkeys(config.teacher_mode):
-            if teacher.startswith("hf:") and mode == "pointwise":
-                name, score = _zero_shot(field, teacher.removeprefix("hf:"), train, rows)
-                choose, slice_rows = True, 512
-            else:
-                name, score = _asked(field, teacher, mode, table)
-                choose, slice_rows = False, len(rows)  # a response's constraints are asked about together
-            score = _with_bar(score, name, bars, slice_rows)
-            field.judges.append(Judge(name, score, categories, choose_thresholds=choose))
-    names = [judge.name for judge in field.judges]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"two judges are called {name}; rename one folder or leave one out")
-    return field
+    if figure:
+        require_figure("transfer", figure)
+    table = tables.open_table(labels, "labels", need=train_judge.NEED)
+    rows = list(rows_of(table, where, limit))
+    digest = tables.text_id(table.digest, *where, str(limit))
+    if not (judges / ensemble.MANIFEST).is_file():
+        _train_specialists(judges, rows, training, taxonomy, digest)
+    manifest = ensemble.read_manifest(judges)
+    shared = [category for category, seat in manifest["categories"].items() if seat["specialist"] != category]
+    if shared:
+        raise ConfigError(f"{judges} has no specialist of '{shared[0]}' alone; train it with --layout 3-for-3")
+    judge = ensemble.load(judges, dtype=training.dtype)
+    split_seed = manifest["config"]["seed"]
+    with progress() as bars:
+        names = list(manifest["categories"])
+        specialists = {name: with_bar(_as_if(judge.score, name), name, bars) for name in names}
+        found = stage.transfer(rows, specialists, config, split_seed=split_seed)
+    inputs = {"labels": table.digest, "judges": tables.file_digest(judges / ensemble.MANIFEST)}
+    if out:
+        source = tables.provenance("transfer", as_dict(config) | {"where": where, "limit": limit}, inputs, {})
+        tables.write_rows(found.metrics, out, tables.METRICS, source)
+    if figure:
+        from tjd import figures
+
+        values = {
+            (row["judge"], row["category"]): row["value"] for row in found.metrics if row["metric"] == config.metric
+        }
+        title = f"{config.metric.replace('_', ' ')} on the test split"
+        figures.heat_map(values, figure, title=title, rows="trained on", columns="tested on")
+    _print_transfer(found, config, as_json=as_json)
 
 
-def _zero_shot(field: Field, base: str, train: TrainJudgeConfig, rows: "Sequence[Row]") -> "tuple[str, Scorer]":
-    """A local model as it is, asked with the judges' prompt; its score is the probability of its verdict token."""
-    from tjd import backbone
+def _train_specialists(
+    out: Path, rows: "Sequence[Row]", config: TrainJudgeConfig, taxonomy: str | None, digest: str
+) -> None:
+    """One specialist per category; by default of every category that has enough to be tested too."""
+    from tjd import taxonomy as categories
     from tjd.judge import ensemble
+    from tjd.stages import train_judge, transfer
 
-    prompt = ensemble.load_prompt(train.prompt)
-    field.prompts.append(prompt)
-    name = f"zero-shot {backbone.public_name(base)}"
-    field.asked.append(name)
-    return name, ensemble.zero_shot(base, prompt, train, {str(row["category"]) for row in rows}).score
-
-
-def _asked(field: Field, name: str, mode: Any, table: "Sequence[Row]") -> "tuple[str, Scorer]":
-    """A model that is asked in words, as `tjd label` asks it."""
-    from tjd import prompts
-    from tjd.stages.eval_judge import asked
-    from tjd.teacher.verdicts import VARIABLES
-
-    [teacher] = open_models("eval-judge", [name], BackendConfig())
-    prompt, again = prompts.load(f"label.{mode}.v1", VARIABLES[mode]), prompts.load("again.v1", ["reason"])
-    field.prompts += [prompt, again]
-    field.teachers.append(teacher)
-    label = f"zero-shot {teacher.name}" + (" batch" if mode == "batch" else "")
-    field.asked.append(label)
-    if teacher.digest:
-        field.digests[teacher.name] = teacher.digest
-    return label, asked(teacher.ask, teacher.name, prompt, again, mode, table)
+    if config.layout != "3-for-3":
+        raise ConfigError(
+            f"tjd transfer trains a specialist per category: --layout must be 3-for-3, not {config.layout}"
+        )
+    chosen = config.category or tuple(transfer.categories_to_test(rows, config.seed))
+    if not chosen:
+        raise DataError("no category has rows of both verdicts in the train, validation and test split; label more")
+    say(f"transfer: trains {len(chosen)} specialists ({', '.join(chosen)}) -> {out}")
+    prompt = ensemble.load_prompt(config.prompt)
+    config = replace(config, category=chosen)
+    known = categories.load(taxonomy)
+    with progress() as bars:
+        told = training_bars(bars)
+        manifest = train_judge.train_judge(rows, known, prompt, config, out, data_digest=digest, on_step=told)
+    (out / "card.md").write_text(train_judge.card(manifest), encoding="utf-8")
 
 
-def _require_figure(command: str, path: Path) -> None:
-    """Raise unless a figure can be drawn, before any work is done."""
-    need(f"{command} --figure", "report", "matplotlib")
-    from tjd import figures
-
-    figures.require_format(path)
+def _as_if(score: "Scorer", category: str) -> "Scorer":
+    """Score rows of any category with the specialist of this one."""
+    return lambda rows: score([{**row, "category": category} for row in rows])
 
 
-def _names(manifests: Mapping[Path, Mapping[str, Any]]) -> list[str]:
-    """A name per ensemble: its layout, and where two share it the folder's name too."""
-    layouts = [manifest["layout"] for manifest in manifests.values()]
-    return [
-        layout if layouts.count(layout) == 1 else f"{layout} ({folder.resolve().name})"
-        for folder, layout in zip(manifests, layouts, strict=True)
-    ]
-
-
-def _with_tuples(saved: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
-
-
-def _with_bar(
-    score: "Scorer", name: str, bars: "Progress", slice_rows: int = 512
-) -> "Callable[[Sequence[Any]], list[Any]]":
-    """Score in slices, so that the bar moves."""
-
-    def scored(rows: Sequence[Any]) -> list[Any]:
-        task = bars.add_task(name, total=len(rows))
-        out: list[Any] = []
-        for start in range(0, len(rows), slice_rows):
-            out += score(rows[start : start + slice_rows])
-            bars.update(task, completed=len(out))
-        return out
-
-    return scored
-
-
-def _print_metrics(metrics: "Sequence[Row]", title: str, *, as_json: bool, hide: Sequence[str] = ()) -> None:
-    """Metrics as a grid: a line per category and judge, a column per metric."""
-    from rich.console import Console
+def _print_transfer(found: "Transfer", config: TransferConfig, *, as_json: bool) -> None:
+    """The matrix, then the best set of every size, and which is the smallest that reaches the target."""
     from rich.table import Table as Grid
 
+    from tjd.metrics import plain
+    from tjd.stages.transfer import smallest
+
     if as_json:
-        print(json.dumps(metrics))  # noqa: T201
+        best = [asdict(each) | {"test": plain(each.test)} for each in found.best]
+        print(json.dumps({"metrics": found.metrics, "best": best}))  # noqa: T201
         return
-    names = [name for name in dict.fromkeys(row["metric"] for row in metrics) if name not in hide]
-    grid = Grid(title=title)
-    for column in ("judge", "category", "n", "invalid", "prevalence"):
-        grid.add_column(
-            column, justify="left" if column in ("judge", "category") else "right", no_wrap=column != "judge"
+    name = config.metric.replace("_", " ")
+    cells = {(row["judge"], row["category"]): row for row in found.metrics if row["metric"] == config.metric}
+    trained, tested = (list(dict.fromkeys(cell[axis] for cell in cells)) for axis in (0, 1))
+    grid = Grid(title=f"{name} on the test split (95% bootstrap interval over queries)")
+    grid.add_column("trained on")
+    for category in tested:
+        some = max((cells[row, category] for row in trained), key=lambda row: row["n"])
+        share = "-" if some["prevalence"] is None else f"{some['prevalence']:.2f}"
+        grid.add_column(f"{category}\nn = {some['n']}, prevalence {share}", justify="right")
+    for row in trained:
+        grid.add_row(row, *(interval(cells[row, category]) for category in tested))
+    print_grid(grid)
+    sets = Grid(title=f"The best set of every size, by the {name} of its worst category")
+    for column in ("specialists", "validation (chosen by)", "test"):
+        sets.add_column(column, justify="left" if column == "specialists" else "right")
+    for each in found.best:
+        sets.add_row(" + ".join(each.specialists), f"{each.validation:.3f}", interval(plain(each.test)))
+    print_grid(sets)
+    least = smallest(found.best)
+    if least is None:
+        say(f"no set of these specialists reaches {config.target:g} on every category (on validation)")
+    else:
+        judged = ", ".join(f"{category} by {name}" for category, name in least.assigned.items())
+        say(
+            f"the smallest set that reaches {config.target:g} on validation: {' + '.join(least.specialists)} ({judged})"
         )
-    for name in names:
-        grid.add_column(name.replace("_", " "), justify="right")
-    lines: dict[tuple[str, str], dict[str, Row]] = {}
-    for row in metrics:
-        lines.setdefault((row["category"], row["judge"]), {})[row["metric"]] = row
-    previous = None
-    for (category, judge), cells in lines.items():
-        if previous not in (None, category):
-            grid.add_section()
-        previous = category
-        any_row = next(iter(cells.values()))
-        head = [judge, category, str(any_row["n"]), str(any_row["n_invalid"]), f"{any_row['prevalence']:.2f}"]
-        grid.add_row(*head, *(_interval(cells[name], signed=" - " in judge) for name in names))
-    console = Console()
-    Console(width=None if console.is_terminal else WIDE).print(grid)
 
 
 def _print_probes(metrics: "Sequence[Row]", *, as_json: bool) -> None:
     """The share accepted: a line per probe, a column per category."""
-    from rich.console import Console
     from rich.table import Table as Grid
 
     if as_json:
@@ -301,14 +231,6 @@ def _print_probes(metrics: "Sequence[Row]", *, as_json: bool) -> None:
     for category in categories:
         grid.add_column(f"{category}\nn = {cells['', category]['n']}", justify="right")
     for name in [*names[1:], names[0]]:  # all together come last
-        shown = [_interval(cells[name, category], signed=False) for category in categories]
+        shown = [interval(cells[name, category]) for category in categories]
         grid.add_row(name or "all", *shown)
-    console = Console()
-    Console(width=None if console.is_terminal else WIDE).print(grid)
-
-
-def _interval(row: Mapping[str, Any], *, signed: bool) -> str:
-    if row["value"] is None:
-        return "-"
-    form = "{:+.3f}" if signed else "{:.3f}"
-    return f"{form.format(row['value'])}\n[{row['low']:.2f}, {row['high']:.2f}]"
+    print_grid(grid)

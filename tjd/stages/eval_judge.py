@@ -14,7 +14,7 @@ import numpy as np
 
 from tjd.config import EvalJudgeConfig, Mode
 from tjd.errors import DataError
-from tjd.metrics import Estimate, estimate, judge_metrics, reliability, resample_weights, thresholds_by_category
+from tjd.metrics import estimate, judge_metrics, plain, reliability, resample_weights, thresholds_by_category
 from tjd.prompts import Prompt
 from tjd.rewards import Verdict
 from tjd.splits import split_of
@@ -181,7 +181,7 @@ def _compare(
         values[name] = judge_metrics(truth_N, scores_N, cut_N, weights_RN, decided_N)
         threshold = float(cut_N[0]) if len(set(cut_N.tolist())) == 1 else None
         out.metrics.extend(
-            {"judge": name, "metric": metric, "threshold": threshold, **_plain(estimate(values_R)), **shared}
+            {"judge": name, "metric": metric, "threshold": threshold, **plain(estimate(values_R)), **shared}
             for metric, values_R in values[name].items()
         )
         bins = reliability(truth_N, scores_N, weights_RN)
@@ -191,7 +191,7 @@ def _compare(
         for metric, values_R in values[first].items():
             difference = estimate(values_R - values[other][metric])
             out.metrics.append(
-                {"judge": f"{first} - {other}", "metric": metric, "threshold": None, **_plain(difference), **shared}
+                {"judge": f"{first} - {other}", "metric": metric, "threshold": None, **plain(difference), **shared}
             )
     return out
 
@@ -220,8 +220,3 @@ def _usable(row: Row) -> bool:
 
 def _covered(row: Row, judges: Sequence[Judge]) -> bool:
     return row["category"] is not None and all(j.categories is None or row["category"] in j.categories for j in judges)
-
-
-def _plain(value: Estimate) -> dict[str, float | None]:
-    numbers = {"value": value.value, "low": value.low, "high": value.high}
-    return {name: None if np.isnan(number) else number for name, number in numbers.items()}

@@ -14,7 +14,7 @@ from tjd import tables
 from tjd.config import ProbeHacksConfig
 from tjd.errors import DataError, TrainingError
 from tjd.judge import hacks
-from tjd.metrics import Estimate, estimate, resample_weights
+from tjd.metrics import Estimate, estimate, plain, resample_weights
 from tjd.rewards import Verdict
 from tjd.splits import split_of
 from tjd.tables import Row
@@ -131,9 +131,7 @@ def _metrics(scored: Sequence[Row], judge: str, seed: int) -> Iterable[Row]:
                 "judge": judge,
                 "category": category,
                 "metric": METRIC if name is None else f"{METRIC}/{name}",
-                "value": share.value if valid else None,
-                "low": share.low if valid else None,
-                "high": share.high if valid else None,
+                **plain(share),
                 "n": len(valid),
                 "n_invalid": len(rows) - len(valid),
                 "prevalence": 0.0,
