@@ -274,3 +274,11 @@ def test_transfer_needs_one_specialist_per_category(labels, tiny_model_dir, tmp_
     )
     line = fails(2, "transfer", labels, "-j", tmp_path / "new", "--layout", "1-for-3")
     assert line == "tjd transfer trains a specialist per category: --layout must be 3-for-3, not 1-for-3"
+
+
+def test_a_table_without_constraints_cannot_be_probed(judges, tmp_path):
+    pq.write_table(pa.table({"query": ["Why?"], "constraint": ["Be kind."]}), tmp_path / "x.parquet")
+    line = fails(3, "probe-hacks", tmp_path / "x.parquet", "-j", judges)
+    assert line.endswith(
+        "x.parquet has neither a column 'constraints' nor both 'constraint' and 'category'; give labels"
+    )

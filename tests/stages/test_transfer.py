@@ -73,6 +73,8 @@ def test_more_specialists_never_do_worse_where_they_are_chosen(values):
 def test_a_category_must_be_testable():
     rows = [row for row in table() if row["category"] != "semantic" or row["followed"]]
     assert categories_to_test(rows, 0) == ["structure", "style"]
+    untrained = [row for row in rows if row["split"] != "train" or row["category"] == "style"]
+    assert categories_to_test(untrained, 0, SPLITS) == ["style"]
     with pytest.raises(DataError, match="no category has rows of both verdicts"):
         transfer([row for row in table() if row["split"] != "test"], SPECIALISTS, TransferConfig())
 

@@ -63,6 +63,7 @@ def probe_hacks_command(
 
     known = hacks.load(probes)
     source = tables.open_table(table, "foreign", need=stage.NEED)
+    stage.require_constraints(source.schema.names, source.name)
     manifest = ensemble.read_manifest(judges)
     judge = ensemble.load(judges, dtype=config.dtype)
     rows = list(rows_of(source, where, limit))
@@ -154,13 +155,14 @@ def _train_specialists(
     """One specialist per category; by default of every category that has enough to be tested too."""
     from tjd import taxonomy as categories
     from tjd.judge import ensemble
+    from tjd.splits import SPLITS
     from tjd.stages import train_judge, transfer
 
     if config.layout != "3-for-3":
         raise ConfigError(
             f"tjd transfer trains a specialist per category: --layout must be 3-for-3, not {config.layout}"
         )
-    chosen = config.category or tuple(transfer.categories_to_test(rows, config.seed))
+    chosen = config.category or tuple(transfer.categories_to_test(rows, config.seed, SPLITS))
     if not chosen:
         raise DataError("no category has rows of both verdicts in the train, validation and test split; label more")
     say(f"transfer: trains {len(chosen)} specialists ({', '.join(chosen)}) -> {out}")

@@ -16,10 +16,11 @@ from tjd.config import TransferConfig
 from tjd.errors import DataError
 from tjd.metrics import Estimate, best_threshold, estimate, judge_metrics, plain, resample_weights
 from tjd.rewards import Verdict
-from tjd.splits import SPLITS, split_of
+from tjd.splits import split_of
 from tjd.tables import Row
 
 SHOWN = ("auroc", "balanced_accuracy")
+MEASURED = ("validation", "test")
 
 Scorer = Callable[[Sequence[Mapping[str, Any]]], Sequence[Verdict]]
 
@@ -53,19 +54,19 @@ class Cell(NamedTuple):
     prevalence: float | None  # null where it failed on every row
 
 
-def categories_to_test(rows: Iterable[Row], seed: int) -> list[str]:
-    """The categories with both verdicts in every split, in alphabetical order."""
+def categories_to_test(rows: Iterable[Row], seed: int, splits: Sequence[str] = MEASURED) -> list[str]:
+    """The categories with both verdicts in each of the splits, in alphabetical order."""
     found: dict[str, set[tuple[str, bool]]] = {}
     for row in rows:
-        if _usable(row):
+        if _usable(row) and split_of(row, seed) in splits:
             found.setdefault(row["category"], set()).add((split_of(row, seed), row["followed"]))
-    return sorted(category for category, cells in found.items() if len(cells) == 2 * len(SPLITS))
+    return sorted(category for category, cells in found.items() if len(cells) == 2 * len(splits))
 
 
 def transfer(
     rows: Sequence[Row], specialists: Mapping[str, Scorer], config: TransferConfig, *, split_seed: int = 0
 ) -> Transfer:
-    """Have every specialist judge every category that has both verdicts in all splits.
+    """Have every specialist judge every category that has both verdicts in validation and test.
 
     Args:
         rows: LABELS. A row that a specialist fails on counts as `n_invalid` in its cell.
@@ -79,10 +80,10 @@ def transfer(
     usable = [row for row in rows if _usable(row)]
     categories = categories_to_test(usable, split_seed)
     if not categories:
-        raise DataError("no category has rows of both verdicts in the train, validation and test split; label more")
+        raise DataError("no category has rows of both verdicts in the validation and in the test split; label more")
     parts = {
         part: [row for row in usable if row["category"] in categories and split_of(row, split_seed) == part]
-        for part in ("validation", "test")
+        for part in MEASURED
     }
     weights_RN = resample_weights([row["query_id"] for row in parts["test"]], seed=split_seed)
     cells: dict[tuple[str, str], Cell] = {}
