@@ -1,6 +1,7 @@
 """Judges are compared, probed and transferred, through the command line, with tiny models and recorded teachers."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -60,6 +61,23 @@ def test_the_manifest_and_the_card_hold_the_calibration(judges):
     card = (judges / "card.md").read_text()
     assert "recall kept by the target precision of 0.8: style 1.00" in card
     assert "no verdict for scores within: style 0." in card
+
+
+def test_another_calibration_costs_no_training(judges, labels, tiny_model_dir, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(judges, again)
+    weights = {path: path.stat().st_mtime_ns for path in again.glob("*/*.safetensors")}
+    train = ("train-judge", labels, "-b", tiny_model_dir, "--full", "--learning-rate", 3e-3, "--epochs", 12,
+             "--patience", 12, "-c", "style", "-c", "semantic", "--target-precision", 0.99, "-o", again)  # fmt: skip
+    assert tjd(*train).exit_code == 0
+    assert weights == {path: path.stat().st_mtime_ns for path in again.glob("*/*.safetensors")}
+    before, after = (
+        json.loads((folder / "manifest.json").read_text())["categories"]["style"] for folder in (judges, again)
+    )
+    assert after["temperature"] == before["temperature"]
+    assert after["band"] is None
+    assert after["target_recall"] is None  # a dozen rows cannot promise so much
+    assert "style not reached" in (again / "card.md").read_text()
 
 
 def test_a_manifest_of_before_there_was_calibration_still_loads(judges, labels, tmp_path):

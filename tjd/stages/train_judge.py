@@ -1,8 +1,9 @@
 """Train-judge: from labels to an ensemble of specialists (paper, 4.1).
 
 In: labels. Out: a folder with one specialist per category (`3-for-3`), one for the default categories (`1-for-3`), or one
-for all (`1-for-all`), each with its threshold. Rows are split by query. A specialist that is already there, trained from
-the same rows under the same config, is kept: that is how a killed run resumes.
+for all (`1-for-all`), each with its calibration. Rows are split by query. A specialist that is already there, trained from
+the same rows under the same config, is kept: that is how a killed run resumes, and how another `--target-precision` or
+`--abstain` costs no training.
 """
 
 import json
@@ -43,6 +44,8 @@ HISTORY = pa.schema(
         "validation_loss": pa.float64(),  # at the end of an epoch, else null
     }
 )
+
+CALIBRATION = ("target_precision", "abstain")  # chosen after training: other values keep the weights
 
 OnStep = Callable[[str, Mapping[str, Any]], None]
 
@@ -90,7 +93,8 @@ def train_judge(
     encoder = ensemble.make_encoder(config.base, prompt, config)
     verdicts = verdict_ids(encoder.tokenizer)
     out.mkdir(parents=True, exist_ok=True)
-    fingerprint = text_id(__version__, json.dumps(as_dict(config), sort_keys=True), data_digest, prompt.digest)
+    trained = {name: value for name, value in as_dict(config).items() if name not in CALIBRATION}
+    fingerprint = text_id(__version__, json.dumps(trained, sort_keys=True), data_digest, prompt.digest)
     seats: dict[str, Any] = {}
     history: list[Row] = []
     for name, members in plan.items():
@@ -101,7 +105,7 @@ def train_judge(
             done.write_text(json.dumps({"fingerprint": fingerprint, **record}, indent=1))
         record = json.loads(done.read_text())
         history += record["history"]
-        seats |= {category: {"specialist": name, **seat} for category, seat in record["seats"].items()}
+        seats |= {category: _seat(name, category, record["validation"], config) for category in members}
     (out / ensemble.QUERIES).write_text(
         "".join(f"{text_id(q)}\n" for q in sorted({row["query_id"] for row in by_split["train"]}))
     )
@@ -237,29 +241,28 @@ def _train_one(
     partial.rename(out / name)
     return {
         "history": [{"specialist": name, **row} for row in history],
-        "seats": _seats(model, part, verdicts, config),
+        "validation": _validation(part["validation"], predict(model, part["validation"], verdicts, first_layer=0)),
     }
 
 
-def _seats(
-    model: Any, part: Mapping[str, Sequence[Example]], verdicts: tuple[int, int], config: TrainJudgeConfig
-) -> dict[str, Any]:
-    """Calibration and validation metrics per category."""
-    examples = part["validation"]
-    scores_N = predict(model, examples, verdicts, first_layer=0)
-    seats: dict[str, Any] = {}
-    for category in sorted({example.category for example in part["train"]}):
-        of_N = np.array([example.category == category for example in examples], dtype=bool)
-        truth_N = np.array([example.followed for example in examples], dtype=bool)[of_N]
-        query_ids = [example.query_id for example, is_of in zip(examples, of_N, strict=True) if is_of]
-        seats[category] = _seat(category, truth_N, scores_N[of_N], query_ids, config)
-    return seats
+def _validation(examples: Sequence[Example], scores_N: np.ndarray) -> list[Row]:
+    """The raw scores of the validation rows, kept so that another calibration needs no other training."""
+    return [
+        {
+            "category": example.category,
+            "query_id": example.query_id,
+            "followed": example.followed,
+            "score": float(score),
+        }
+        for example, score in zip(examples, scores_N, strict=True)
+    ]
 
 
-def _seat(
-    category: str, truth_N: np.ndarray, raw_N: np.ndarray, query_ids: Sequence[str], config: TrainJudgeConfig
-) -> dict[str, Any]:
+def _seat(specialist: str, category: str, validation: Sequence[Row], config: TrainJudgeConfig) -> dict[str, Any]:
     """What the manifest says of a category: its calibration, and how it does on the rows it was chosen on."""
+    rows = [row for row in validation if row["category"] == category]
+    truth_N = np.array([row["followed"] for row in rows], dtype=bool)
+    raw_N = np.array([row["score"] for row in rows], dtype=float)
     chosen = calibrate(truth_N, raw_N, target_precision=config.target_precision, abstain=config.abstain)
     if config.target_precision and chosen.target_recall is None:
         told = "no threshold for '%s' surely reaches a precision of %g on %d validation rows; it gets the balanced one"
@@ -267,7 +270,7 @@ def _seat(
     measured: dict[str, Any] = {}
     raw_error = None
     if len(np.unique(truth_N)) == 2:
-        weights_RN = resample_weights(query_ids, seed=config.seed)
+        weights_RN = resample_weights([row["query_id"] for row in rows], seed=config.seed)
         scores_N = tempered(raw_N, chosen.temperature)
         low, high = chosen.band or (1.0, 1.0)
         values = judge_metrics(truth_N, scores_N, chosen.threshold, weights_RN, (scores_N <= low) | (scores_N >= high))
@@ -276,6 +279,7 @@ def _seat(
     else:
         log.warning("validation has one class only for '%s': its threshold stays at 0.5", category)
     return {
+        "specialist": specialist,
         "temperature": chosen.temperature,
         "threshold": chosen.threshold,
         "band": chosen.band,
