@@ -287,7 +287,7 @@ def test_transfer_needs_one_specialist_per_category(labels, tiny_model_dir, tmp_
     shared = tmp_path / "shared"
     train = ("train-judge", labels, "-b", tiny_model_dir, "--layout", "1-for-3", "--epochs", 1, "-o", shared)
     assert tjd(*train).exit_code == 0
-    assert "no specialist of 'semantic' alone; train it with --layout 3-for-3" in fails(
+    assert "no specialist of 'style' alone; train it with --layout 3-for-3" in fails(
         2, "transfer", labels, "-j", shared
     )
     line = fails(2, "transfer", labels, "-j", tmp_path / "new", "--layout", "1-for-3")
