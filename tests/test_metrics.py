@@ -4,7 +4,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from tjd.metrics import METRICS, best_threshold, estimate, judge_metrics, resample_weights, thresholds_by_category
+from tjd.metrics import (
+    METRICS,
+    N_BINS,
+    best_threshold,
+    equal_mass_bins,
+    estimate,
+    judge_metrics,
+    reliability,
+    resample_weights,
+    thresholds_by_category,
+)
 
 rows = st.lists(st.tuples(st.booleans(), st.integers(0, 10), st.integers(0, 5)), min_size=4, max_size=60)
 
@@ -78,3 +88,37 @@ def test_each_category_has_its_own_threshold():
     cuts = thresholds_by_category(["a", "a", "b", "b"], np.array([True, False] * 2), np.array([0.9, 0.8, 0.2, 0.1]))
     assert 0.8 < cuts["a"] < 0.9
     assert 0.1 < cuts["b"] < 0.2
+
+
+@given(rows)
+def test_the_calibration_error_is_the_mean_distance_of_a_bin_from_the_diagonal(rows):
+    followed, scores, queries = split(rows)
+    weights = resample_weights(queries, n_resamples=3)
+    table = reliability(followed, scores, weights)
+    expected = sum(row["n"] * abs(row["value"] - row["score"]) for row in table) / len(rows)
+    assert judge_metrics(followed, scores, 0.5, weights)["ece"][0] == pytest.approx(expected, abs=1e-6)
+    assert sum(row["n"] for row in table) == len(rows)
+    assert judge_metrics(followed, followed.astype(float), 0.5, weights)["ece"] == pytest.approx(np.zeros(4))
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=50))
+def test_bins_hold_equally_many_rows_and_never_part_equal_scores(scores):
+    scores = np.array(scores)
+    bins = equal_mass_bins(scores)
+    assert bins.min() == 0
+    assert bins.max() < N_BINS
+    for score in scores:
+        assert len(set(bins[scores == score])) == 1
+    if len(set(scores)) == len(scores):
+        counts = np.bincount(bins, minlength=N_BINS)
+        assert counts.max() - counts.min() <= 1
+
+
+def test_what_was_not_decided_counts_in_the_coverage_alone():
+    followed, scores = np.array([True, True, False, False]), np.array([0.9, 0.4, 0.6, 0.1])
+    weights = resample_weights([*"abcd"], n_resamples=2)
+    sure = judge_metrics(followed, scores, 0.5, weights, np.array([True, False, False, True]))
+    every = judge_metrics(followed, scores, 0.5, weights)
+    assert (sure["coverage"][0], sure["precision"][0], sure["recall"][0]) == (0.5, 1.0, 1.0)
+    assert (every["coverage"][0], every["precision"][0], every["recall"][0]) == (1.0, 0.5, 0.5)
+    assert sure["auroc"][0] == every["auroc"][0] == 0.75

@@ -13,6 +13,7 @@ from tjd.errors import PromptError
 from tjd.prompts import Prompt
 from tjd.resources import folder
 from tjd.stages import label, synthesize
+from tjd.teacher import verdicts
 
 GOLDEN = Path(__file__).parent / "golden" / "prompts"
 ROW = {
@@ -39,7 +40,7 @@ def rendered_synthesize() -> str:
 
 
 def rendered_label(mode: str) -> str:
-    prompt = prompts.load(f"label.{mode}.v1", label.VARIABLES[mode])
+    prompt = prompts.load(f"label.{mode}.v1", verdicts.VARIABLES[mode])
     config = LabelConfig(mode=mode)
     question = label.questions(ROW, mode)[0]
     return label.requests_of(ROW, question, prompt, config)[0].messages[0]["content"]

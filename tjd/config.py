@@ -13,9 +13,11 @@ CONDITIONS = ("with_constraint", "without_constraint")
 
 Layout = Literal["3-for-3", "1-for-3", "1-for-all"]
 Balance = Literal["weights", "rows"]
+Head = Literal["verdict", "probe"]
 Mode = Literal["pointwise", "batch"]
 SoftReward = Literal["verdict", "score"]
 Dtype = Literal["auto", "float32", "bfloat16"]
+TransferMetric = Literal["auroc", "balanced_accuracy"]
 SplitChoice = Literal["train", "validation", "test", "all"]
 
 
@@ -136,6 +138,12 @@ class TrainJudgeConfig:
     layout: Layout = flag("3-for-3", "A specialist per category, one for the chosen ones, or one for all.")
     category: tuple[str, ...] = flag((), CATEGORY_HELP, "-c")
     prompt: str = flag("judge.v1", "Judge prompt: a shipped name or a .md file.")
+    head: Head = flag(
+        "verdict",
+        "`verdict` fine-tunes the model to say Yes or No (the paper). `probe` leaves it as it is and fits logistic "
+        "regression on its hidden states: a forward pass to train, one trunk for all specialists.",
+    )
+    layer: int = flag(0, "Layer that probes read; 0 chooses it on validation.")
     full: bool = flag(False, "Train all weights instead of LoRA adapters.")
     lora_rank: int = flag(16, "Rank of the adapters.")
     lora_layers: int = flag(0, "Adapt only this many layers from the top; 0 adapts all.")
@@ -146,6 +154,19 @@ class TrainJudgeConfig:
     batch_size: int = flag(16, "Rows per optimiser step.")
     max_instruction_tokens: int = flag(1024, "Longer instructions lose their middle.")
     max_response_tokens: int = flag(1024, "Longer responses lose their end.")
+    target_precision: float = flag(
+        0.0,
+        "Put each threshold where validation precision surely reaches this (0.85, say): fewer responses are rewarded, more "
+        "of them rightly; the card says what recall is left. 0 takes the greatest balanced accuracy.",
+    )
+    abstain: float = flag(
+        0.0,
+        "Give no verdict (null) where the judge is least sure: at most this share of the validation rows. In RL a response "
+        "with a null verdict is masked.",
+    )
+    harden: float = flag(
+        0.0, "Add worthless responses as negatives, this share of a category's training rows; see `tjd probe-hacks`."
+    )
     dtype: Dtype = flag("auto", "`auto` takes bfloat16 where the hardware multiplies it natively.")
     seed: int = flag(0, "Of the split, the order of rows and the adapters.")
 
@@ -153,7 +174,10 @@ class TrainJudgeConfig:
         """Check ranges."""
         _at_least(self, 1, "epochs", "patience", "batch_size", "lora_rank", "max_instruction_tokens")
         _at_least(self, 1, "max_response_tokens")
-        _at_least(self, 0, "lora_layers", "learning_rate")
+        _at_least(self, 0, "lora_layers", "learning_rate", "layer")
+        if self.head not in ("verdict", "probe"):
+            raise ConfigError(f"--head must be verdict or probe, not '{self.head}'")
+        _share(self, "target_precision", "abstain", "harden")
         if self.balance not in ("weights", "rows"):
             raise ConfigError(f"--balance must be weights or rows, not '{self.balance}'")
 
@@ -165,12 +189,60 @@ class TrainJudgeConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalJudgeConfig:
-    """Settings of `tjd eval-judge` (paper, 5.3.3)."""
+    """Settings of `tjd eval-judge` (paper, 3.2 and 5.3.3)."""
 
-    teacher: str = flag("", "Compare with a model that was not trained: `hf:NAME`, or a litellm name.", "-t")
+    teacher: tuple[str, ...] = flag((), "Compare with a model that was not trained; repeatable. " + TEACHER_HELP, "-t")
+    teacher_mode: tuple[str, ...] = flag(
+        ("pointwise",),
+        "`pointwise` asks teachers one constraint at a time, `batch` about all of a response at once; repeatable.",
+    )
+    truth: str = flag(
+        "followed",
+        "Column of the ground truth: true or false, a share that counts from 0.5, or a list of votes whose mean does "
+        "(`votes`; or a human's, under your name for it).",
+    )
+    min_agreement: float = flag(0.0, "Keep only rows whose voters agree at least so much, a share in [0.5, 1].")
     split: SplitChoice = flag("test", "Rows to measure on; a column `split` wins over the judges' own split.")
     dtype: Dtype = flag("auto", "`auto` takes bfloat16 where the hardware multiplies it natively.")
     seed: int = flag(0, "Of the bootstrap.")
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for mode in self.teacher_mode:
+            if mode not in ("pointwise", "batch"):
+                raise ConfigError(f"--teacher-mode must be pointwise or batch, not '{mode}'")
+        _share(self, "min_agreement")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferConfig:
+    """Settings of `tjd transfer`, beside those of training."""
+
+    metric: TransferMetric = flag("auroc", "What the target is a value of.")
+    target: float = flag(0.7, "What a set of specialists must reach on every category.")
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _share(self, "target")
+
+
+FALSE_ACCEPT_HELP = "Exit 6 if a judge accepts more than this share of a hack probe"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeHacksConfig:
+    """Settings of `tjd probe-hacks`."""
+
+    split: SplitChoice = flag("test", "Rows to build probes from; a column `split` wins over the judges' own split.")
+    per_category: int = flag(50, "Queries per category; 0 takes all.")
+    max_false_accept: float = flag(1.0, FALSE_ACCEPT_HELP + "; everything is written before.")
+    dtype: Dtype = flag("auto", "`auto` takes bfloat16 where the hardware multiplies it natively.")
+    seed: int = flag(0, "Of the sample and the bootstrap.")
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _at_least(self, 0, "per_category")
+        _share(self, "max_false_accept")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +315,7 @@ class RlConfig:
     lora_layers: int = flag(0, "Adapt only this many layers from the top; 0 adapts all.")
     soft_reward: SoftReward = flag("verdict", "A judge's binary verdict (paper), or its score P(followed).")
     max_failed: float = flag(0.1, "Exit 6 above this share of responses that a judge or checker failed to decide.")
+    max_false_accept: float = flag(1.0, FALSE_ACCEPT_HELP + ", before training starts; see `tjd probe-hacks`.")
     flat_steps: int = flag(20, "Exit 6 if no group has any spread of reward in this many first steps.")
     save_every: int = flag(20, "Steps between checkpoints; at most so many are repeated after a crash.")
     activation_checkpointing: bool = flag(False, "Recompute activations in the backward pass: slower, less memory.")
@@ -257,7 +330,7 @@ class RlConfig:
         _at_least(self, 1, "lora_rank", "flat_steps", "save_every")
         _at_least(self, 2, "group_size")  # an advantage needs a second response
         _at_least(self, 0, "learning_rate", "kl", "lora_layers")
-        _share(self, "top_p", "max_failed", "clip", "vllm_memory")
+        _share(self, "top_p", "max_failed", "max_false_accept", "clip", "vllm_memory")
         if self.temperature <= 0:
             raise ConfigError(f"--temperature must be above 0, not {self.temperature}: a group needs spread")
         if self.soft_reward not in ("verdict", "score"):

@@ -7,7 +7,7 @@
         CheckerError ...... 3   an unknown checker, or kwargs it does not take
       MissingExtraError ... 4   a command needs packages that are not installed
       BackendError ........ 5   the teacher failed past its retries, or too many verdicts are unreadable
-      TrainingError ....... 6   the loss is NaN, or no group has any spread of reward
+      TrainingError ....... 6   the loss is NaN, no group has any spread of reward, or a judge accepts hacks
     interrupt ............. 130
 
 Messages are one line: what is wrong, where, what to do.
@@ -53,6 +53,6 @@ class BackendError(TjdError):
 
 
 class TrainingError(TjdError):
-    """Training cannot go on or would learn nothing."""
+    """Training cannot go on, would learn nothing, or would learn to please a judge that can be fooled."""
 
     exit_code = 6

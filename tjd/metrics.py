@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-METRICS = ("precision", "recall", "f1", "balanced_accuracy", "auroc")
+METRICS = ("precision", "recall", "f1", "balanced_accuracy", "auroc", "ece", "coverage")
 N_RESAMPLES = 1000
+N_BINS = 10  # of the reliability table and the calibration error
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,11 @@ def resample_weights(query_ids: Sequence[str], *, n_resamples: int = N_RESAMPLES
 
 
 def judge_metrics(
-    followed_N: np.ndarray, scores_N: np.ndarray, threshold: float | np.ndarray, weights_RN: np.ndarray
+    followed_N: np.ndarray,
+    scores_N: np.ndarray,
+    threshold: float | np.ndarray,
+    weights_RN: np.ndarray,
+    decided_N: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Each metric under each resample.
 
@@ -46,13 +51,16 @@ def judge_metrics(
         scores_N: P(followed) in [0, 1].
         threshold: At or above which a score counts as followed; one, or one per row.
         weights_RN: From `resample_weights`.
+        decided_N: Where the judge gave a verdict; by default everywhere. `coverage` is their share. Precision, recall, F1
+            and balanced accuracy are of these rows alone, AUROC and the calibration error (`ece`) of all.
 
     Returns:
         For each of `METRICS` an array [R], in [0, 1] or NaN.
     """
     said_N = scores_N >= threshold
+    decided_N = np.ones(len(scores_N), dtype=bool) if decided_N is None else decided_N
     mass = {
-        (truth, said): weights_RN @ ((followed_N == truth) & (said_N == said)).astype(np.float32)
+        (truth, said): weights_RN @ (decided_N & (followed_N == truth) & (said_N == said)).astype(np.float32)
         for truth in (True, False)
         for said in (True, False)
     }
@@ -66,6 +74,8 @@ def judge_metrics(
             "f1": 2 * true_pos / (2 * true_pos + false_pos + false_neg),
             "balanced_accuracy": (recall + true_neg / (true_neg + false_pos)) / 2,
             "auroc": _auroc(followed_N, scores_N, weights_RN),
+            "ece": _calibration_error(followed_N, scores_N, weights_RN),
+            "coverage": weights_RN @ decided_N.astype(np.float32) / weights_RN.sum(axis=1),
         }
 
 
@@ -76,6 +86,36 @@ def estimate(values_R: np.ndarray) -> Estimate:
         return Estimate(float("nan"), float("nan"), float("nan"))
     low, high = np.percentile(defined, [2.5, 97.5])
     return Estimate(float(values_R[0]), float(low), float(high))
+
+
+def plain(value: Estimate) -> dict[str, float | None]:
+    """`value`, `low` and `high` as the METRICS table holds them: null where undefined."""
+    numbers = {"value": value.value, "low": value.low, "high": value.high}
+    return {name: None if np.isnan(number) else number for name, number in numbers.items()}
+
+
+def equal_mass_bins(scores_N: np.ndarray, n_bins: int = N_BINS) -> np.ndarray:
+    """The bin of each score, 0 to `n_bins` - 1: equally many rows in each, but equal scores stay together."""
+    rank_N = np.searchsorted(np.sort(scores_N), scores_N, side="left")
+    return rank_N * n_bins // max(1, len(scores_N))
+
+
+def reliability(followed_N: np.ndarray, scores_N: np.ndarray, weights_RN: np.ndarray) -> list[dict[str, float]]:
+    """The reliability table: per bin its rows `n`, their mean `score`, and the share followed with its interval.
+
+    A calibrated judge has `value` equal to `score` in every bin, but for chance.
+    """
+    bins_N = equal_mass_bins(scores_N)
+    table = []
+    for index in np.unique(bins_N):
+        of_N = bins_N == index
+        with np.errstate(invalid="ignore"):
+            share = estimate(
+                weights_RN[:, of_N] @ followed_N[of_N].astype(np.float32) / weights_RN[:, of_N].sum(axis=1)
+            )
+        shown = {"score": float(scores_N[of_N].mean()), "value": share.value, "low": share.low, "high": share.high}
+        table.append({"bin": int(index), "n": int(of_N.sum()), **shown})
+    return table
 
 
 def best_threshold(followed_N: np.ndarray, scores_N: np.ndarray) -> float:
@@ -114,3 +154,13 @@ def _auroc(followed_N: np.ndarray, scores_N: np.ndarray, weights_RN: np.ndarray)
     below_RK = np.cumsum(neg_RK, axis=1) - neg_RK
     with np.errstate(divide="ignore", invalid="ignore"):
         return (pos_RK * (below_RK + neg_RK / 2)).sum(axis=1) / (pos_RK.sum(axis=1) * neg_RK.sum(axis=1))
+
+
+def _calibration_error(followed_N: np.ndarray, scores_N: np.ndarray, weights_RN: np.ndarray) -> np.ndarray:
+    """Expected calibration error: the mean distance of a bin's mean score from its share followed, by the bin's mass.
+
+    The bins are those of all rows, under every resample; chance alone makes it greater than 0, the more so the fewer rows.
+    """
+    in_bin_NK = equal_mass_bins(scores_N)[:, None] == np.arange(N_BINS)
+    excess_NK = (in_bin_NK * (followed_N - scores_N)[:, None]).astype(np.float32)
+    return np.abs(weights_RN @ excess_NK).sum(axis=1) / weights_RN.sum(axis=1)

@@ -2,13 +2,16 @@
 
 In: one verdict per constraint. Out: `R = mean over rule constraints + mean over soft constraints` (paper, Eq. 5), each
 term absent where the instruction has no such constraint. Unlike the paper, a verdict can be missing: then the reward is
-null, because a failed judge call is not a violation.
+null, because a failed judge call is not a violation. A judge that abstains gives no verdict either: the reward is null
+then too, but nothing failed.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+ABSTAINED = "abstained"  # the `error` of a judge that is not sure enough: no failure, but no verdict either
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ SCORES = pa.schema(
         "score": pa.float64(),  # P(followed) in [0, 1], null if the judge failed
         "followed": pa.bool_(),  # score >= threshold, null if the judge failed or abstained
         "threshold": pa.float64(),  # in [0, 1], the specialist's own for this category
-        "error": pa.string(),  # why `score` is null
+        "error": pa.string(),  # why `followed` is null: "abstained", or why the judge failed
     }
 )
 METRICS = pa.schema(
@@ -128,9 +128,9 @@ ROLLOUTS = pa.schema(
         "reward_rule": pa.float64(),  # mean over rule constraints, null if there is none or one failed
         "reward_soft": pa.float64(),  # mean over soft constraints, null if there is none or one failed
         "verdicts": pa.string(),  # JSON list of {constraint_id, kind, category, followed, score, error}
-        "reward": pa.float64(),  # what the trainer was given; null (masked) if any part failed
+        "reward": pa.float64(),  # what the trainer was given; null (masked) if any part failed or abstained
         "advantage": pa.float64(),  # what the trainer used
-        "judge_failed": pa.bool_(),  # a judge or checker failed, so `reward` is null
+        "judge_failed": pa.bool_(),  # a judge or checker failed, so `reward` is null (it is also where a judge abstained)
         "audit_followed": pa.bool_(),  # the teacher's opinion of the soft constraints, null if not audited
     }
 )

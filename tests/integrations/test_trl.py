@@ -5,7 +5,7 @@ import pytest
 
 from tjd.errors import TrainingError
 from tjd.integrations.trl import GRACE, reward_function, rollout_rows
-from tjd.rewards import Verdict
+from tjd.rewards import ABSTAINED, Verdict
 
 RULE = {
     "constraint_id": "r",
@@ -126,6 +126,24 @@ def test_too_many_failures_stop_the_run():
 def test_the_share_of_failures_may_be_zero():
     with pytest.raises(TrainingError):
         Batch(max_failed=0.0)("?", "yy", "yy")
+
+
+def unsure(rows):
+    return [Verdict(None, 0.5, 0.5, "style", ABSTAINED) for _ in rows]
+
+
+def test_a_judge_that_abstains_gives_no_reward_and_is_no_failure():
+    batch = Batch(unsure, max_failed=0.0)
+    assert batch("yy", "nnnnn") == [None, None]
+    assert (batch.metrics["judge_failed"], batch.metrics["abstained"]) == (0, 1)
+    assert batch.extra["failed"] == [False, False]
+    both = Batch(unsure, max_failed=1.0)
+    assert both("yy", constraints=[RULE | {"checker": "unknown"}, STYLE]) == [None]
+    assert (both.metrics["judge_failed"], both.metrics["abstained"]) == (1, 0)
+
+
+def test_the_score_of_a_judge_that_abstains_is_a_reward():
+    assert Batch(unsure, soft_reward="score")("yy", "nnnnn") == [1.5, 0.5]
 
 
 def test_means_are_logged_by_category():

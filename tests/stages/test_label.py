@@ -19,9 +19,10 @@ from tests.server import Reply, serve
 from tjd import prompts, tables
 from tjd.config import LabelConfig
 from tjd.prompts import Prompt
-from tjd.stages.label import VARIABLES, label, majority
+from tjd.stages.label import label, majority
 from tjd.tables import Row
 from tjd.teacher import Again, Completion, Request, follow_up, merged
+from tjd.teacher.verdicts import VARIABLES
 
 AGAIN = Prompt("again", "unreadable: $reason")
 
@@ -246,7 +247,8 @@ import sys
 from pathlib import Path
 from tjd import prompts, tables
 from tjd.config import BackendConfig, LabelConfig
-from tjd.stages.label import VARIABLES, label
+from tjd.stages.label import label
+from tjd.teacher.verdicts import VARIABLES
 from tjd.teacher import open_teacher
 source, out, cache = sys.argv[1:]
 table = tables.open_table(source, "responses")

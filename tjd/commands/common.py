@@ -1,6 +1,6 @@
 """What commands share: their common options, and how they read rows, open models and write tables."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from tjd.extras import need
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from rich.progress import Progress
 
     from tjd.prompts import Prompt
     from tjd.tables import Row, Table
@@ -28,6 +29,8 @@ Taxonomy = Annotated[str | None, typer.Option("--taxonomy", help=TAXONOMY_HELP)]
 Judges = Annotated[
     Path, typer.Option("--judges", "-j", help="Folder that `tjd train-judge` wrote.", show_default=False)
 ]
+Figure = Annotated[Path | None, typer.Option("--figure", help="Draw it too: a file that ends in .svg, .png or .pdf.")]
+MetricsOut = Annotated[str | None, typer.Option("--out", "-o", help="Parquet file for the metrics.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -109,6 +112,30 @@ def write(
     told += [used(model.usage) for model in models]
     say(f"{stage}: {', '.join(told)} -> {'standard output' if out == tables.STDIO else out}")
     return written
+
+
+def require_figure(command: str, path: Path) -> None:
+    """Raise unless a figure can be drawn, before any work is done."""
+    need(f"{command} --figure", "report", "matplotlib")
+    from tjd import figures
+
+    figures.require_format(path)
+
+
+def with_bar(
+    score: Callable[[Sequence[Any]], Sequence[Any]], name: str, bars: "Progress", slice_rows: int = 512
+) -> Callable[[Sequence[Any]], list[Any]]:
+    """Score in slices, so that the bar moves."""
+
+    def scored(rows: Sequence[Any]) -> list[Any]:
+        task = bars.add_task(name, total=len(rows))
+        out: list[Any] = []
+        for start in range(0, len(rows), slice_rows):
+            out += score(rows[start : start + slice_rows])
+            bars.update(task, completed=len(out))
+        return out
+
+    return scored
 
 
 def open_models(command: str, names: Sequence[str], backend: BackendConfig) -> "list[Teacher]":

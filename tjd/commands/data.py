@@ -93,8 +93,9 @@ def label_command(
     """
     from tjd import checkers, prompts, tables
     from tjd.stages import label as stage
+    from tjd.teacher.verdicts import VARIABLES
 
-    prompt = prompts.load(f"label.{config.mode}.v1", stage.VARIABLES[config.mode])
+    prompt = prompts.load(f"label.{config.mode}.v1", VARIABLES[config.mode])
     again = prompts.load("again.v1", ["reason"])
     table = tables.open_table(responses, "responses", need=stage.NEED)
     schema = tables.output_schema("labels", like=table.schema, drop=["constraints"])

@@ -1,20 +1,25 @@
 """Commands about the policy: rl."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tjd.commands.common import Judges, Limit, OutFolder, Where, rows_of
 from tjd.commands.terminal import progress, require_known, say
-from tjd.config import RL_PRESETS, RlConfig
+from tjd.config import RL_PRESETS, ProbeHacksConfig, RlConfig
 from tjd.extras import need
 from tjd.flags import flags
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from tjd.judge.ensemble import Ensemble
+    from tjd.tables import Row
+
 app = typer.Typer()
+
+GATE_QUERIES = 8  # per category that the hack probes are tried on before training: seconds, not minutes
 
 
 def _preset(ctx: typer.Context, name: str | None) -> str | None:
@@ -40,7 +45,8 @@ def rl_command(
 ) -> None:
     """Train a policy with GRPO; the reward is rules plus judges (Eq. 5), null where one of them failed.
 
-    The folder holds the policy, `rollouts.parquet` (every response with the reward and advantage that were used) and
+    First the judges are tried on worthless responses to a few of the instructions, and what they accept is told. The
+    folder holds the policy, `rollouts.parquet` (every response with the reward and advantage that were used) and
     `metrics.parquet`. The same command again goes on from the last checkpoint.
     """
     need("rl", "rl", "torch", "transformers", "peft", "trl", "datasets")
@@ -60,6 +66,7 @@ def rl_command(
     covered = [row for row in rows if judge.covers(row["constraints"] or ())]
     if len(covered) < len(rows):
         say(f"rl: {len(rows) - len(covered)} of {len(rows)} instructions left out: no judge covers their category")
+    _probe(judge, covered, config)
     with progress() as bars:
         metrics = stage.rl(
             covered,
@@ -71,6 +78,24 @@ def rl_command(
             on_step=_rewards(bars, config.steps),
         )
     say(f"rl: {len(metrics)} steps -> {out} (policy, rollouts.parquet, metrics.parquet)")
+
+
+def _probe(judge: "Ensemble", rows: "Sequence[Row]", config: RlConfig) -> None:
+    """Tell which worthless responses the judges would reward, and refuse above `--max-false-accept`."""
+    from tjd.judge import hacks
+    from tjd.stages import probe_hacks as stage
+
+    if not any(constraint["kind"] == "soft" for row in rows for constraint in row["constraints"] or ()):
+        return
+    sample = ProbeHacksConfig(split="all", per_category=GATE_QUERIES, seed=config.seed)
+    metrics = stage.probe_hacks(rows, judge.score, judge.seats, hacks.load(), sample, judge="judges").metrics
+    for row in metrics:
+        worst = stage.worst_probe(metrics, row["category"])
+        if row["metric"] == stage.METRIC and row["category"] != "all" and worst is not None:
+            name = worst["metric"].partition("/")[2]
+            told = f"accepts {row['value']:.0%} of the hack probes, {worst['value']:.0%} of '{name}'"
+            say(f"rl: the judge of {row['category']} {told}")
+    stage.require_few(metrics, config.max_false_accept)
 
 
 def _rewards(bars: "Progress", n_steps: int) -> Callable[[Mapping[str, Any]], None]:

@@ -1,6 +1,6 @@
 """What a person sees: lines, bars and tables. Answers go to standard output, everything else to standard error."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -60,3 +60,19 @@ def require_known(name: str, known: Iterable[str], what: str) -> None:
     if name not in names:
         close = get_close_matches(name, names, n=1)
         raise ConfigError(f"unknown {what}: '{name}'" + (f"; did you mean '{close[0]}'?" if close else ""))
+
+
+def print_grid(grid: Any) -> None:
+    """A table of rich on standard output, wide enough where that is a file or a pipe."""
+    from rich.console import Console
+
+    console = Console()
+    Console(width=None if console.is_terminal else WIDE).print(grid)
+
+
+def interval(row: Mapping[str, Any], *, signed: bool = False) -> str:
+    """A value with its interval below it; a dash where it is null."""
+    if row["value"] is None:
+        return "-"
+    form = "{:+.3f}" if signed else "{:.3f}"
+    return f"{form.format(row['value'])}\n[{row['low']:.2f}, {row['high']:.2f}]"

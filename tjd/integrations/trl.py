@@ -18,7 +18,7 @@ from typing import Any
 
 from tjd.config import SoftReward
 from tjd.errors import TrainingError
-from tjd.rewards import Reward, Verdict, combine
+from tjd.rewards import ABSTAINED, Reward, Verdict, combine
 from tjd.tables import Row
 
 Score = Callable[[Sequence[Mapping[str, Any]]], Sequence[Verdict]]  # rows in; verdicts out, in the same order
@@ -39,13 +39,13 @@ def reward_function(
         score: Judges soft constraints. Called once per batch with its distinct rows (`query`, `instruction`, `response`,
             `constraint`, `category`, `constraint_id`); not called when there is none.
         check: Decides a rule constraint: followed or null, and why it is null.
-        soft_reward: What a soft constraint gives: 1 or 0 by its `verdict`, or its `score`.
+        soft_reward: What a soft constraint gives: 1 or 0 by its `verdict`, or its `score`, abstain band or not.
         max_failed: Largest share of the last `RECENT` responses that may be without a reward.
 
     Returns:
-        A function that gives, per completion, its reward in [0, 2], or None where a judge or checker failed or there is
-        no constraint. It logs the columns and metrics that `rollout_rows` and the step metrics are made of, and raises
-        TrainingError past `max_failed`.
+        A function that gives, per completion, its reward in [0, 2], or None where a judge or checker failed, a judge
+        abstained, or there is no constraint. Abstaining alone is no failure. It logs the columns and metrics that
+        `rollout_rows` and the step metrics are made of, and raises TrainingError past `max_failed`.
     """
     recent: deque[bool] = deque(maxlen=RECENT)
 
@@ -67,12 +67,20 @@ def reward_function(
         log_extra("verdicts", [_as_json(*pair) for pair in zip(rows_B_C, verdicts_B_C, strict=True)])
         log_extra("reward_rule", [each.rule for each in rewards_B])
         log_extra("reward_soft", [each.soft for each in rewards_B])
+        failed_B = [
+            reward.total is None and not _abstained(verdicts_C)
+            for reward, verdicts_C in zip(rewards_B, verdicts_B_C, strict=True)
+        ]
+        log_extra("failed", failed_B)
         log_extra("n_tokens", [len(ids) for ids in completion_ids])
         log_extra("last_token", [ids[-1] if len(ids) else None for ids in completion_ids])
         for name, value in _means(rewards_B, rows_B_C, verdicts_B_C, soft_reward).items():
             log_metric(name, value)
+        n_null = sum(each.total is None for each in rewards_B)
+        log_metric("judge_failed", sum(failed_B) / len(failed_B))
+        log_metric("abstained", (n_null - sum(failed_B)) / len(failed_B))
         log_metric("scoring_s", time.perf_counter() - started)
-        _count_failures([each.total is None for each in rewards_B], verdicts_B_C, recent, max_failed)
+        _count_failures(failed_B, verdicts_B_C, recent, max_failed)
         return [each.total for each in rewards_B]
 
     return reward
@@ -106,7 +114,7 @@ def rollout_rows(logs: Mapping[str, Any], *, step: int, group_size: int, ends: C
             "verdicts": extra["verdicts"][index],
             "reward": None if math.isnan(reward) else reward,
             "advantage": advantage,
-            "judge_failed": math.isnan(reward),
+            "judge_failed": extra["failed"][index],
             "audit_followed": None,
         }
         for index, (prompt, completion, reward, advantage) in enumerate(samples)
@@ -168,10 +176,18 @@ def _checked(row: Row, check: Check) -> Verdict:
 
 
 def _value(verdict: Verdict, kind: str, soft_reward: SoftReward) -> float | None:
-    """What a constraint adds to its half of the reward; null where it was not decided."""
-    if verdict.followed is None:
-        return None
-    return verdict.score if kind == "soft" and soft_reward == "score" else float(verdict.followed)
+    """What a constraint adds to its half of the reward; null where it was not decided.
+
+    A judge that abstains still has a score, which says by itself how unsure it is.
+    """
+    if kind == "soft" and soft_reward == "score":
+        return verdict.score
+    return None if verdict.followed is None else float(verdict.followed)
+
+
+def _abstained(verdicts_C: Sequence[Verdict]) -> bool:
+    """Whether judges that abstained are the only reason why some verdict is null."""
+    return {verdict.error for verdict in verdicts_C if verdict.followed is None} == {ABSTAINED}
 
 
 def _reward(rows_C: Sequence[Row], verdicts_C: Sequence[Verdict], soft_reward: SoftReward) -> Reward:
@@ -207,8 +223,7 @@ def _means(
                 value = _value(verdict, "soft", soft_reward)
                 values.setdefault(f"reward_soft/{row['category']}", []).append(value)
     known = {name: [value for value in column if value is not None] for name, column in values.items()}
-    means = {name: sum(column) / len(column) for name, column in known.items() if column}
-    return means | {"judge_failed": sum(reward.total is None for reward in rewards_B) / len(rewards_B)}
+    return {name: sum(column) / len(column) for name, column in known.items() if column}
 
 
 def _count_failures(
@@ -218,7 +233,8 @@ def _count_failures(
     recent.extend(failed_B)
     if not any(failed_B):
         return
-    errors = Counter(verdict.error for verdicts_C in verdicts_B_C for verdict in verdicts_C if verdict.followed is None)
+    reasons = (verdict.error for verdicts_C in verdicts_B_C for verdict in verdicts_C if verdict.followed is None)
+    errors = Counter(reason for reason in reasons if reason != ABSTAINED)
     reason = f"most often: {errors.most_common(1)[0][0]}" if errors else "they have no constraint"
     log.warning("%d of %d responses have no reward (%s)", sum(failed_B), len(failed_B), reason)
     if sum(recent) > max_failed * max(len(recent), GRACE):

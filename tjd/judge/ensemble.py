@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from tjd import backbone
+from tjd.calibration import tempered
 from tjd.config import TrainJudgeConfig
 from tjd.errors import ConfigError, DataError
+from tjd.judge import probe
 from tjd.judge.prompt import VARIABLES, Encoder, verdict_ids
 from tjd.judge.score import Specialist, score
 from tjd.judge.train import merged, own_copy
 from tjd.prompts import Prompt
-from tjd.rewards import Verdict
+from tjd.rewards import ABSTAINED, Verdict
 from tjd.splits import split_of
 from tjd.tables import text_id
 
@@ -27,10 +29,19 @@ QUERIES = "train_queries.txt"  # digests of the queries trained on, to tell when
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """Who judges a category, and from which score on it counts as followed."""
+    """Who judges a category, and how its raw score becomes a verdict (see `tjd.calibration.Calibration`)."""
 
     specialist: str
     threshold: float
+    temperature: float = 1.0
+    band: tuple[float, float] | None = None
+
+    def verdict(self, raw: float) -> Verdict:
+        """The verdict on a raw P(Yes); inside the band it is null, and the score is there all the same."""
+        score = tempered(raw, self.temperature)
+        if self.band is not None and self.band[0] < score < self.band[1]:
+            return Verdict(None, score, self.threshold, self.specialist, ABSTAINED)
+        return Verdict(score >= self.threshold, score, self.threshold, self.specialist)
 
 
 class Ensemble:
@@ -46,15 +57,15 @@ class Ensemble:
         """Judge each row (`instruction` or `query`, `response`, `constraint`, `category`), in order.
 
         Rows that share an instruction, or also the response, share its computation; equal rows are judged once. A row whose
-        category has no specialist, or without a response, gets a null verdict and the reason.
+        category has no specialist, or without a response, gets a null verdict and the reason; one whose score lies in the
+        abstain band gets a null verdict and its score.
         """
         verdicts = [self._unscored(row) for row in rows]
         judged = [index for index, verdict in enumerate(verdicts) if verdict is None]
         seats = [self.seats[rows[index]["category"]] for index in judged]
         judgements = [self.encoder(rows[index]) for index in judged]
         for place, yes in score(self.specialists, judgements, [self.place[seat.specialist] for seat in seats]):
-            seat = seats[place]
-            verdicts[judged[place]] = Verdict(yes >= seat.threshold, yes, seat.threshold, seat.specialist)
+            verdicts[judged[place]] = seats[place].verdict(yes)
         return [verdict for verdict in verdicts if verdict is not None]
 
     def covers(self, constraints: Iterable[Mapping[str, Any]]) -> bool:
@@ -145,11 +156,20 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> En
         base: Any = backbone.load_model(manifest["base"], device=device, dtype=dtype)
         for name in manifest["specialists"]:
             first_layer = manifest["first_layers"][name]
+            if manifest["head"] == "probe":
+                specialists.append(probe.load(folder / name, name, base.get_decoder(), first_layer))
+                continue
             with own_copy(base, first_layer), backbone.without_peft_noise():
                 model = PeftModel.from_pretrained(base, str(folder / name))
                 specialists.append(merged(model, name, first_layer, verdicts))
-    seats = {name: Seat(seat["specialist"], seat["threshold"]) for name, seat in manifest["categories"].items()}
+    seats = {name: _seat(seat) for name, seat in manifest["categories"].items()}
     return Ensemble(specialists, encoder, seats)
+
+
+def _seat(saved: Mapping[str, Any]) -> Seat:
+    """A seat of a manifest; one of before there was calibration has its raw scores."""
+    band = saved.get("band")
+    return Seat(saved["specialist"], saved["threshold"], saved.get("temperature", 1.0), tuple(band) if band else None)
 
 
 def load_prompt(name: str) -> Prompt:

@@ -4,7 +4,7 @@ In: labelled judgements. Out: for each specialist a layer, a weight and a bias. 
 judgement's tokens are computed once for all of them, and only up to the layer that is read.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
+from tjd.errors import ConfigError
 from tjd.judge import tree
 from tjd.judge.prompt import Encoded
 from tjd.judge.score import TOKENS_PER_BATCH, Specialist
@@ -61,9 +62,24 @@ def candidate_layers(n_layers: int) -> list[int]:
 
 
 def read(
-    decoder: Any, judgements: Sequence[Encoded], layers: Sequence[int], *, budget: int = TOKENS_PER_BATCH
+    decoder: Any,
+    judgements: Sequence[Encoded],
+    layers: Sequence[int],
+    on_batch: Callable[[int], None] = lambda done: None,
+    *,
+    budget: int = TOKENS_PER_BATCH,
 ) -> dict[int, np.ndarray]:
-    """What is pooled of each judgement at some layers, {layer: [N, F]} in float32."""
+    """What is pooled of each judgement at some layers, {layer: [N, F]} in float32.
+
+    Raises:
+        ConfigError: The decoder has no such layer, or its attention is not that of token trees.
+    """
+    n_layers = len(decoder.layers)
+    if not all(1 <= layer < n_layers for layer in layers):
+        raise ConfigError(f"--layer must lie between 1 and {n_layers - 1} for this model, not {max(layers)}")
+    if not tree.fits(decoder):
+        raise ConfigError("this model's attention is not one that --head probe can read; take --head verdict")
+    done = 0
     n_features = len(POOLS) * decoder.config.hidden_size
     features = {layer: np.zeros((len(judgements), n_features), np.float32) for layer in layers}
     device = next(decoder.parameters()).device
@@ -78,6 +94,8 @@ def read(
                 pooled_JF = tree.pool(whole, hidden_ND, POOLS).cpu().numpy()
                 for same, pooled_F in zip(whole.members, pooled_JF, strict=True):
                     features[layer][list(same)] = pooled_F
+            done += sum(len(same) for same in whole.members)
+            on_batch(done)
     return features
 
 

@@ -1,29 +1,30 @@
-"""Eval-judge: how far judges agree with the ground truth, per category, with intervals (paper, 5.3.3).
+"""Eval-judge: how far judges agree with the ground truth, per category, with intervals (paper, 3.2 and 5.3.3).
 
-In: labels, and judges that score rows. Out: metrics, long form; for two judges also their paired difference, resampled
-together over the same rows. A judge without thresholds of its own gets them from the validation rows, so that no
-difference is merely the cut at 0.5.
+In: labels, and judges that score rows. Out: metrics, long form, and the reliability table of each judge. Every judge has
+the same rows; the difference between the first and each other is paired, resampled together. A judge without thresholds
+of its own gets them from the validation rows, so that no difference is merely the cut at 0.5.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tjd.config import EvalJudgeConfig
+from tjd.config import EvalJudgeConfig, Mode
 from tjd.errors import DataError
-from tjd.metrics import Estimate, estimate, judge_metrics, resample_weights, thresholds_by_category
+from tjd.metrics import estimate, judge_metrics, plain, reliability, resample_weights, thresholds_by_category
 from tjd.prompts import Prompt
 from tjd.rewards import Verdict
 from tjd.splits import split_of
-from tjd.tables import Row
-from tjd.teacher import Request, Teacher, reading, user
+from tjd.tables import Row, text_id
+from tjd.teacher import Ask
+from tjd.teacher.verdicts import once_more, read, verdict_request
 
 log = logging.getLogger(__name__)
 
-NEED = ("query_id", "query", "category", "constraint", "response", "followed")
+NEED = ("query_id", "query", "category", "constraint", "response")
 
 Scorer = Callable[[Sequence[Mapping[str, Any]]], Sequence[Verdict]]
 
@@ -38,130 +39,184 @@ class Judge:
     choose_thresholds: bool  # on the validation rows; otherwise its verdicts carry their own
 
 
-def eval_judge(rows: Sequence[Row], judges: Sequence[Judge], config: EvalJudgeConfig, split_seed: int = 0) -> list[Row]:
+class Evaluation(NamedTuple):
+    """What was measured."""
+
+    metrics: list[Row]  # METRICS, one row per judge, category (and "all") and metric
+    reliability: list[Row]  # per judge, category and bin, as `tjd.metrics.reliability` gives it
+
+
+class Scored(NamedTuple):
+    """What a judge said of N rows."""
+
+    scores_N: np.ndarray  # NaN where it failed
+    thresholds_N: np.ndarray
+    decided_N: np.ndarray  # false where it failed or abstained
+
+    def of(self, mask_N: np.ndarray) -> "Scored":
+        """The same of some rows."""
+        return Scored(*(values_N[mask_N] for values_N in self))
+
+
+def with_truth(rows: Iterable[Row], column: str, min_agreement: float = 0.0) -> Iterator[Row]:
+    """Put the ground truth into `followed`: a verdict, a share that counts from 0.5, or votes whose mean does.
+
+    Args:
+        rows: With that column: true, false, a number in [0, 1] or a list of these; null where there is no truth.
+        column: Its name.
+        min_agreement: Leave out rows whose voters agree less: the share of the larger side in the votes, or the column
+            `agreement` where the truth is no list.
+
+    Raises:
+        DataError: The column holds something else, or `min_agreement` is wanted of rows without votes and `agreement`.
+    """
+    for row in rows:
+        votes = row[column] if isinstance(row[column], list) else [row[column]]
+        readable = [vote for vote in votes if vote is not None]
+        if not all(isinstance(vote, bool | int | float) and 0 <= vote <= 1 for vote in readable):
+            raise DataError(f"--truth {column}: {readable!r} is neither true, false, in [0, 1], nor a list of these")
+        mean = sum(readable) / len(readable) if readable else None
+        if min_agreement and mean is not None:
+            agreement = max(mean, 1 - mean) if isinstance(row[column], list) else row.get("agreement")
+            if agreement is None:
+                raise DataError("--min-agreement needs votes: give --truth votes, or a table with a column 'agreement'")
+            if agreement < min_agreement:
+                continue
+        yield row | {"followed": None if mean is None else mean >= 0.5}
+
+
+def eval_judge(
+    rows: Sequence[Row], judges: Sequence[Judge], config: EvalJudgeConfig, split_seed: int = 0
+) -> Evaluation:
     """Score the rows of a split with every judge and compare with the ground truth.
 
     Args:
-        rows: LABELS. Rows without a verdict of the teacher or without a response count as `n_invalid`.
+        rows: LABELS; `followed` is the truth. Rows without it or without a response count as `n_invalid`.
         judges: One or more; the difference of the first and each other is measured too.
         config: Split and bootstrap seed.
         split_seed: The seed that the judges' training split was drawn with.
-
-    Returns:
-        METRICS, one row per judge, category (and "all") and metric.
 
     Raises:
         DataError: No row of the split belongs to a category that all judges cover.
     """
     covered = [row for row in rows if _covered(row, judges)]
     chosen = [row for row in covered if config.split == "all" or split_of(row, split_seed) == config.split]
-    usable = [row for row in chosen if row["followed"] is not None and row["response"] is not None]
+    usable = [row for row in chosen if _usable(row)]
     if not usable:
         raise DataError(
             f"no labelled row of the split '{config.split}' has a category that the judges cover; see --split"
         )
-    validation = [
-        row
-        for row in covered
-        if split_of(row, split_seed) == "validation" and row["followed"] is not None and row["response"] is not None
-    ]
+    validation = [row for row in covered if split_of(row, split_seed) == "validation" and _usable(row)]
     scored = {judge.name: _score(judge, usable, validation) for judge in judges}
-    n_lost = len(chosen) - len(usable)
-    out: list[Row] = []
+    valid_N = np.logical_and.reduce([np.isfinite(each.scores_N) for each in scored.values()])
+    out = Evaluation([], [])
     for category in ["all", *sorted({row["category"] for row in usable})]:
         of_N = np.array([category in ("all", row["category"]) for row in usable])
-        out += _compare(category, [row for row, is_of in zip(usable, of_N, strict=True) if is_of], scored, of_N, config)
-        for row in out:
-            if row["category"] == category:
-                row["n_invalid"] += n_lost if category == "all" else 0
+        both_N = of_N & valid_N
+        if not both_N.any():
+            continue
+        n_lost = len(chosen) - len(usable) if category == "all" else 0
+        n_invalid = int(of_N.sum() - both_N.sum()) + n_lost
+        kept = [row for row, keep in zip(usable, both_N, strict=True) if keep]
+        found = _compare(category, kept, {name: each.of(both_N) for name, each in scored.items()}, n_invalid, config)
+        out.metrics.extend(found.metrics)
+        out.reliability.extend(found.reliability)
+    if not out.metrics:
+        raise DataError("some judge failed on every row; score the rows with `tjd score` to see why")
     return out
 
 
-def asked(teacher: Teacher, prompt: Prompt) -> Scorer:
-    """A large model as the judge: asked with the judges' prompt for a verdict, which is its score, 1 or 0."""
+def asked(ask: Ask, name: str, prompt: Prompt, again: Prompt, mode: Mode, table: Iterable[Row]) -> Scorer:
+    """A large model as the judge, asked as `tjd label` asks it, but greedily; its verdict is its score, 1 or 0.
+
+    In mode `batch` it is asked about all soft constraints that a response has in `table`, whichever of them are scored.
+    """
+    together: dict[Any, list[str]] = {}
+    for row in table if mode == "batch" else ():
+        if row.get("kind") != "rule" and row["constraint"] and row["response"] is not None:
+            texts = together.setdefault(_response_key(row), [])
+            texts += [row["constraint"]] if row["constraint"] not in texts else []
 
     def score(rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
-        texts = [
-            prompt.render(
-                instruction=row.get("instruction") or row["query"],
-                response=row["response"],
-                constraint=row["constraint"],
-            )
-            for row in rows
-        ]
+        asked_about: dict[Any, list[str]] = {}  # what is asked, and about which constraints
+        keys = list(range(len(rows))) if mode == "pointwise" else [_response_key(row) for row in rows]
+        shown = dict(zip(keys, rows, strict=True))
+        for key, row in shown.items():
+            asked_about[key] = together[key] if mode == "batch" else [row["constraint"]]
+        requests = (
+            verdict_request(prompt, mode, row["query"], row["response"], asked_about[key]) for key, row in shown.items()
+        )
+        said: dict[Any, tuple[list[bool | None], str | None]] = {}
+        for key, completion in zip(shown, ask(requests, once_more(again)), strict=True):
+            said[key] = read(completion, None if mode == "pointwise" else len(asked_about[key]))
         verdicts = []
-        for completion in teacher.ask(Request(user(text)) for text in texts):
-            followed, error = None, completion.error
-            if completion.text is not None:
-                followed, error = reading.verdict(completion.text, completion.finish_reason)
-            score = None if followed is None else float(followed)
-            verdicts.append(Verdict(followed, score, 0.5, teacher.name, error))
+        for key, row in zip(keys, rows, strict=True):
+            votes, error = said[key]
+            followed = votes[asked_about[key].index(row["constraint"])]
+            verdicts.append(Verdict(followed, None if followed is None else float(followed), 0.5, name, error))
         return verdicts
 
     return score
 
 
+def _response_key(row: Mapping[str, Any]) -> str:
+    return row.get("response_id") or text_id(row["query"], row["response"])
+
+
 def _compare(
-    category: str,
-    rows: Sequence[Row],
-    scored: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    of_N: np.ndarray,
-    config: EvalJudgeConfig,
-) -> list[Row]:
+    category: str, rows: Sequence[Row], scored: Mapping[str, Scored], n_invalid: int, config: EvalJudgeConfig
+) -> Evaluation:
+    """The metrics of each judge on rows that all of them scored, and the paired differences from the first."""
     truth_N = np.array([row["followed"] for row in rows], dtype=bool)
-    query_ids = [row["query_id"] for row in rows]
-    valid_N = np.logical_and.reduce([np.isfinite(scores_N[of_N]) for scores_N, _ in scored.values()])
-    if not valid_N.any():
-        return []
-    weights_RN = resample_weights([q for q, ok in zip(query_ids, valid_N, strict=True) if ok], seed=config.seed)
+    weights_RN = resample_weights([row["query_id"] for row in rows], seed=config.seed)
     shared = {
         "category": category,
-        "n": int(valid_N.sum()),
-        "n_invalid": int((~valid_N).sum()),
-        "prevalence": float(truth_N[valid_N].mean()),
+        "n": len(rows),
+        "n_invalid": n_invalid,
+        "prevalence": float(truth_N.mean()),
     }
-    out: list[Row] = []
+    out = Evaluation([], [])
     values: dict[str, dict[str, np.ndarray]] = {}
-    for name, (scores_N, thresholds_N) in scored.items():
-        cut_N = thresholds_N[of_N][valid_N]
-        values[name] = judge_metrics(truth_N[valid_N], scores_N[of_N][valid_N], cut_N, weights_RN)
+    for name, (scores_N, cut_N, decided_N) in scored.items():
+        values[name] = judge_metrics(truth_N, scores_N, cut_N, weights_RN, decided_N)
         threshold = float(cut_N[0]) if len(set(cut_N.tolist())) == 1 else None
-        out += [
-            {"judge": name, "metric": metric, "threshold": threshold, **_plain(estimate(values_R)), **shared}
+        out.metrics.extend(
+            {"judge": name, "metric": metric, "threshold": threshold, **plain(estimate(values_R)), **shared}
             for metric, values_R in values[name].items()
-        ]
+        )
+        bins = reliability(truth_N, scores_N, weights_RN)
+        out.reliability.extend({"judge": name, "category": category, **row} for row in bins)
     first, *others = scored
     for other in others:
         for metric, values_R in values[first].items():
             difference = estimate(values_R - values[other][metric])
-            out.append(
-                {"judge": f"{first} - {other}", "metric": metric, "threshold": None, **_plain(difference), **shared}
+            out.metrics.append(
+                {"judge": f"{first} - {other}", "metric": metric, "threshold": None, **plain(difference), **shared}
             )
     return out
 
 
-def _score(judge: Judge, usable: Sequence[Row], validation: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (NaN where the judge failed) and the threshold of each row."""
+def _score(judge: Judge, usable: Sequence[Row], validation: Sequence[Row]) -> Scored:
     verdicts = judge.score(usable)
     scores_N = np.array([np.nan if v.score is None else v.score for v in verdicts], dtype=float)
+    decided_N = np.array([v.followed is not None for v in verdicts])
     if not judge.choose_thresholds:
-        return scores_N, np.array([0.5 if v.threshold is None else v.threshold for v in verdicts])
+        return Scored(scores_N, np.array([0.5 if v.threshold is None else v.threshold for v in verdicts]), decided_N)
     if not validation:
         log.warning("the table has no validation rows: the thresholds of %s stay at 0.5", judge.name)
-        return scores_N, np.full(len(usable), 0.5)
+        return Scored(scores_N, np.full(len(usable), 0.5), decided_N)
     known = [(row, v) for row, v in zip(validation, judge.score(validation), strict=True) if v.score is not None]
     cuts = thresholds_by_category(
         [row["category"] for row, _ in known],
         np.array([row["followed"] for row, _ in known], dtype=bool),
         np.array([v.score for _, v in known], dtype=float),
     )
-    return scores_N, np.array([cuts.get(row["category"], 0.5) for row in usable])
+    return Scored(scores_N, np.array([cuts.get(row["category"], 0.5) for row in usable]), decided_N)
+
+
+def _usable(row: Row) -> bool:
+    return row["followed"] is not None and row["response"] is not None
 
 
 def _covered(row: Row, judges: Sequence[Judge]) -> bool:
     return row["category"] is not None and all(j.categories is None or row["category"] in j.categories for j in judges)
-
-
-def _plain(value: Estimate) -> dict[str, float | None]:
-    numbers = {"value": value.value, "low": value.low, "high": value.high}
-    return {name: None if np.isnan(number) else number for name, number in numbers.items()}

@@ -14,13 +14,10 @@ from typing import Any
 from tjd.config import LabelConfig, Mode
 from tjd.prompts import Prompt
 from tjd.tables import Row
-from tjd.teacher import Ask, Completion, Request, asked_again, reading, user
+from tjd.teacher import Ask, Completion, Request
+from tjd.teacher.verdicts import once_more, read, verdict_request
 
 NEED = ("response_id", "query", "response", "constraints")
-VARIABLES = {
-    "pointwise": ("query", "constraint", "response"),
-    "batch": ("n", "query", "constraints", "response"),
-}
 TIED = "votes are tied"
 
 Check = Callable[[str, Mapping[str, Any], str], tuple[bool | None, str | None]]
@@ -49,7 +46,7 @@ def label(
 
     Args:
         rows: RESPONSES.
-        prompt: Its variables are `VARIABLES[config.mode]`.
+        prompt: Its variables are `teacher.verdicts.VARIABLES[config.mode]`.
         again: Its variable is `reason`; asked once where a completion cannot be read.
         ask: The teacher.
         config: Votes are asked with the seeds `config.seed`, `config.seed + 1`, ...
@@ -63,11 +60,6 @@ def label(
         PromptError: The prompt names other variables.
         BackendError: The teacher failed past its retries.
     """
-
-    def unreadable(request: Request, completion: Completion) -> Request | None:
-        _, reason = read(completion, request.note)
-        return asked_again(request, completion, again.render(reason=reason)) if reason else None
-
     ahead, behind = tee(rows)
     requests = (
         request
@@ -75,7 +67,7 @@ def label(
         for question in questions(row, config.mode)
         for request in requests_of(row, question, prompt, config)
     )
-    completions = ask(requests, unreadable)
+    completions = ask(requests, once_more(again))
     for row in behind:
         opinions: dict[int, Opinion] = {}
         for question in questions(row, config.mode):
@@ -99,28 +91,9 @@ def questions(row: Row, mode: Mode) -> list[list[int]]:
 def requests_of(row: Row, question: Sequence[int], prompt: Prompt, config: LabelConfig) -> list[Request]:
     """One request per vote."""
     texts = [row["constraints"][place]["text"] for place in question]
-    values = {"query": row["query"] or "", "response": row["response"]}
-    if config.mode == "pointwise":
-        values |= {"constraint": texts[0]}
-    else:
-        values |= {"n": str(len(texts)), "constraints": "\n".join(f"{i}: {text}" for i, text in enumerate(texts, 1))}
-    request = Request(
-        user(prompt.render(**values)),
-        temperature=config.temperature,
-        max_tokens=config.max_tokens,
-        note=None if config.mode == "pointwise" else len(texts),
-    )
+    asked = verdict_request(prompt, config.mode, row["query"] or "", row["response"], texts)
+    request = replace(asked, temperature=config.temperature, max_tokens=config.max_tokens)
     return [replace(request, seed=config.seed + vote) for vote in range(config.votes)]
-
-
-def read(completion: Completion, n: int | None) -> tuple[list[bool | None], str | None]:
-    """The verdicts in a completion: one, or where `n` is given so many numbered ones; nulls and the reason else."""
-    if completion.text is None:
-        return [None] * (n or 1), completion.error or "the call failed"
-    if n is None:
-        followed, reason = reading.verdict(completion.text, completion.finish_reason)
-        return [followed], reason
-    return reading.numbered_verdicts(completion.text, n, completion.finish_reason)
 
 
 def majority(votes: Sequence[bool | None]) -> tuple[bool | None, float | None]:

@@ -44,7 +44,8 @@ from tjd.tables import Row
 
 MANIFEST = "manifest.json"
 RUN = "run.json"  # what a run was started with; a continued one must match
-FREE = ("steps", "save_every", "micro_batch", "activation_checkpointing", "vllm_memory")  # may change in between
+# may change in between
+FREE = ("steps", "save_every", "micro_batch", "activation_checkpointing", "vllm_memory", "max_false_accept")
 SAME_SPREAD = 1e-6  # rewards closer than this are equal: they are float32
 
 STEP_METRICS = pa.schema(
@@ -55,7 +56,8 @@ STEP_METRICS = pa.schema(
         "reward_soft": pa.float64(),  # mean of the soft half; columns `reward_soft/CATEGORY` follow at the end
         "reward_std": pa.float64(),
         "flat_groups": pa.float64(),  # share of groups without any spread of reward, which teach nothing
-        "judge_failed": pa.float64(),  # share of responses without a reward
+        "judge_failed": pa.float64(),  # share of responses without a reward because a judge or checker failed
+        "abstained": pa.float64(),  # share of responses without a reward because a judge abstained
         "n_tokens": pa.float64(),  # mean length of a response
         "cut": pa.float64(),  # share of responses cut at the longest length
         "kl": pa.float64(),  # divergence from the first policy, per token in nats; null if its weight is 0

@@ -1,30 +1,33 @@
 """Train-judge: from labels to an ensemble of specialists (paper, 4.1).
 
 In: labels. Out: a folder with one specialist per category (`3-for-3`), one for the default categories (`1-for-3`), or one
-for all (`1-for-all`), each with its threshold. Rows are split by query. A specialist that is already there, trained from
-the same rows under the same config, is kept: that is how a killed run resumes.
+for all (`1-for-all`), each with its calibration. Rows are split by query. A specialist that is already there, trained from
+the same rows under the same config, is kept: that is how a killed run resumes, and how another `--target-precision` or
+`--abstain` costs no training.
 """
 
 import json
 import logging
 import random
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from tjd import __version__, backbone, taxonomy
+from tjd.calibration import calibrate, tempered
 from tjd.config import TrainJudgeConfig, as_dict
 from tjd.errors import DataError
-from tjd.judge import ensemble
+from tjd.judge import ensemble, hacks, probe
 from tjd.judge.prompt import Encoder, verdict_ids
 from tjd.judge.score import Specialist, score
-from tjd.judge.train import Example, add_adapter, first_adapted_layer, fit, merged, own_copy
-from tjd.metrics import METRICS, best_threshold, estimate, judge_metrics, resample_weights
+from tjd.judge.train import Example, add_adapter, class_weights, first_adapted_layer, fit, merged, own_copy
+from tjd.metrics import METRICS, estimate, judge_metrics, resample_weights
 from tjd.prompts import Prompt
 from tjd.splits import SPLITS, split_of
 from tjd.tables import Row, text_id
@@ -42,10 +45,24 @@ HISTORY = pa.schema(
         "learning_rate": pa.float64(),
         "n_tokens": pa.int64(),  # of the batch, without padding
         "validation_loss": pa.float64(),  # at the end of an epoch, else null
+        "layer": pa.int64(),  # of a probe that was tried
+        "strength": pa.float64(),  # its inverse regularisation (C)
+        "auroc": pa.float64(),  # mean over the specialists, on validation
     }
 )
 
+CALIBRATION = ("target_precision", "abstain")  # chosen after training: other values keep the weights
+
+RECORD = "specialist.json"  # written last: a specialist without it was not finished
+
 OnStep = Callable[[str, Mapping[str, Any]], None]
+
+
+class Parts(NamedTuple):
+    """What a specialist is trained on, and what it is chosen and calibrated by."""
+
+    train: list[Example]
+    validation: list[Example]
 
 
 def train_judge(
@@ -85,26 +102,34 @@ def train_judge(
     if config.balance == "rows":
         for part in ("train", "validation"):
             by_split[part] = balanced(by_split[part], config.seed)
+    judged = [row for row in by_split["train"] if any(row["category"] in members for members in plan.values())]
+    probes = hacks.negatives(judged, hacks.load(), config.harden, seed=config.seed)
+    by_split["train"] += probes  # after balancing: what was evened out are real responses
     encoder = ensemble.make_encoder(config.base, prompt, config)
     verdicts = verdict_ids(encoder.tokenizer)
     out.mkdir(parents=True, exist_ok=True)
-    fingerprint = text_id(__version__, json.dumps(as_dict(config), sort_keys=True), data_digest, prompt.digest)
-    seats: dict[str, Any] = {}
-    history: list[Row] = []
-    first_layers: dict[str, int] = {}
-    base: Any = None
-    for name, members in plan.items():
-        done = out / name / "specialist.json"
-        if not _is_current(done, fingerprint):
-            part = {key: _examples(encoder, by_split[key], members) for key in ("train", "validation")}
-            if base is None or config.full:
-                base = backbone.load_model(config.base, dtype="float32" if config.full else config.dtype)
-            record = _train_one(name, part, base, verdicts, config, out, on_step)
-            done.write_text(json.dumps({"fingerprint": fingerprint, **record}, indent=1))
-        record = json.loads(done.read_text())
-        history += record["history"]
-        first_layers[name] = record["first_layer"]
-        seats |= {category: {"specialist": name, **seat} for category, seat in record["seats"].items()}
+    trained = {name: value for name, value in as_dict(config).items() if name not in CALIBRATION}
+    fingerprint = text_id(__version__, json.dumps(trained, sort_keys=True), data_digest, prompt.digest)
+    todo = {name: members for name, members in plan.items() if not _is_current(out / name / RECORD, fingerprint)}
+    parts = {
+        name: Parts(*(_examples(encoder, by_split[key], members) for key in ("train", "validation")))
+        for name, members in todo.items()
+    }
+    train = _train_probes if config.head == "probe" else _train_verdicts
+    for specialist, history in train(parts, verdicts, config, out, on_step) if todo else ():
+        examples = parts[specialist.name].validation
+        record = {
+            "fingerprint": fingerprint,
+            "first_layer": specialist.first_layer,
+            "history": history,
+            "validation": _validation(specialist, examples),
+        }
+        (out / specialist.name / RECORD).write_text(json.dumps(record, indent=1))
+    records = {name: json.loads((out / name / RECORD).read_text()) for name in plan}
+    seats = {
+        category: _seat(name, category, records[name]["validation"], config)
+        for name, members in plan.items() for category in members
+    }  # fmt: skip
     (out / ensemble.QUERIES).write_text(
         "".join(f"{text_id(q)}\n" for q in sorted({row["query_id"] for row in by_split["train"]}))
     )
@@ -113,8 +138,9 @@ def train_judge(
         "base": config.base,
         "base_name": backbone.public_name(config.base),
         "layout": config.layout,
+        "head": config.head,
         "full": config.full,
-        "first_layers": first_layers,
+        "first_layers": {name: record["first_layer"] for name, record in records.items()},
         "specialists": list(plan),
         "categories": seats,
         "prompt": {"name": prompt.name, "sha256": prompt.digest, "text": prompt.text},
@@ -125,11 +151,12 @@ def train_judge(
             "sha256": data_digest,
             "n_invalid": len(rows) - len(usable),
             "n": {key: len(part) for key, part in by_split.items()},
+            "n_probes": len(probes),  # among those of train
         },
         "config": as_dict(config),
     }
     (out / ensemble.MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
-    return manifest | {"history": history}
+    return manifest | {"history": [row for record in records.values() for row in record["history"]]}
 
 
 def balanced(rows: Sequence[Row], seed: int) -> list[Row]:
@@ -178,79 +205,162 @@ def card(manifest: Mapping[str, Any]) -> str:
     lines = [
         f"# Judges over {manifest['base_name']}, {manifest['layout']}",
         "",
-        f"- trained by tjd {manifest['version']} with {'full fine-tuning' if manifest['full'] else 'LoRA'}",
+        f"- trained by tjd {manifest['version']}: {_how(manifest)}",
         f"- prompt {manifest['prompt']['name']} (SHA-256 {manifest['prompt']['sha256'][:12]}), "
         f"verdict tokens {manifest['verdict_ids']} (Yes, No)",
         f"- labels SHA-256 {data['sha256'][:12]}: {data['n']['train']} rows in train, {data['n']['validation']} in "
-        f"validation, {data['n']['test']} in test (by query); {data['n_invalid']} without a verdict were left out",
+        f"validation, {data['n']['test']} in test (by query); {data['n_invalid']} without a verdict were left out; "
+        f"{data['n_probes']} of the training rows are hack probes, all not followed",
         "- thresholds and the kept epoch were chosen on validation, so the figures below flatter the judges: measure them "
         "on the test split with `tjd eval-judge`",
+        *_promises(manifest),
         "",
-        "| category | specialist | threshold | n (validation) | prevalence | " + " | ".join(METRICS) + " |",
-        "|" + " --- |" * (5 + len(METRICS)),
+        "| category | specialist | temperature | threshold | n (validation) | prevalence | "
+        + " | ".join(METRICS)
+        + " |",
+        "|" + " --- |" * (6 + len(METRICS)),
     ]
     for category, seat in manifest["categories"].items():
         shown = [_interval(seat["validation"].get(metric)) for metric in METRICS]
         prevalence = "-" if seat["prevalence"] is None else f"{seat['prevalence']:.2f}"
         lines.append(
-            f"| {category} | {seat['specialist']} | {seat['threshold']:.3f} | {seat['n_validation']} | {prevalence} | "
-            + " | ".join(shown)
-            + " |"
+            f"| {category} | {seat['specialist']} | {seat['temperature']:.2f} | {seat['threshold']:.3f} | "
+            f"{seat['n_validation']} | {prevalence} | " + " | ".join(shown) + " |"
         )
     return "\n".join(lines) + "\n"
 
 
-def _train_one(
-    name: str,
-    part: Mapping[str, Sequence[Example]],
-    base: Any,
-    verdicts: tuple[int, int],
-    config: TrainJudgeConfig,
-    out: Path,
-    on_step: OnStep,
-) -> dict[str, Any]:
-    first_layer = first_adapted_layer(config, base.config.get_text_config().num_hidden_layers)
-    with nullcontext() if config.full else own_copy(base, first_layer):
-        model = base if config.full else add_adapter(base, config)
-        history = fit(model, part["train"], part["validation"], verdicts, config, lambda row: on_step(name, row))
-        partial = out / f".{name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        model.save_pretrained(partial)
-        shutil.rmtree(out / name, ignore_errors=True)
-        partial.rename(out / name)
-        specialist = merged(model, name, first_layer, verdicts)
-    return {
-        "history": [{"specialist": name, **row} for row in history],
-        "first_layer": first_layer,
-        "seats": _seats(specialist, part, config.seed),
-    }
+def _how(manifest: Mapping[str, Any]) -> str:
+    if manifest["head"] == "probe":
+        layers = sorted(set(manifest["first_layers"].values()))
+        return f"logistic regression on hidden states that enter layer {', '.join(map(str, layers))} of the frozen model"
+    return "full fine-tuning" if manifest["full"] else "LoRA"
 
 
-def _seats(specialist: Specialist, part: Mapping[str, Sequence[Example]], seed: int) -> dict[str, Any]:
-    """Threshold and validation metrics per category, from the scores that the saved specialist gives."""
-    examples = part["validation"]
-    scores_N = np.zeros(len(examples))
-    for index, yes in score([specialist], [example.encoded for example in examples], [0] * len(examples)):
-        scores_N[index] = yes
-    seats: dict[str, Any] = {}
-    for category in sorted({example.category for example in part["train"]}):
-        of_N = np.array([example.category == category for example in examples], dtype=bool)
-        truth_N = np.array([example.followed for example in examples], dtype=bool)[of_N]
-        measured: dict[str, Any] = {}
-        threshold = best_threshold(truth_N, scores_N[of_N])
-        if len(np.unique(truth_N)) == 2:
-            groups = [example.query_id for example, is_of in zip(examples, of_N, strict=True) if is_of]
-            values = judge_metrics(truth_N, scores_N[of_N], threshold, resample_weights(groups, seed=seed))
-            measured = {metric: _plain(estimate(values_R)) for metric, values_R in values.items()}
-        else:
-            log.warning("validation has one class only for '%s': its threshold stays at 0.5", category)
-        seats[category] = {
-            "threshold": threshold,
-            "n_validation": int(of_N.sum()),
-            "prevalence": float(truth_N.mean()) if len(truth_N) else None,
-            "validation": measured,
+def _promises(manifest: Mapping[str, Any]) -> list[str]:
+    """Lines of the card on calibration, the target precision and the abstain band."""
+    seats, config = manifest["categories"], manifest["config"]
+    errors = [
+        f"{name} {seat['raw_ece']:.2f} to {seat['validation']['ece'][0]:.2f}"
+        for name, seat in seats.items()
+        if seat["raw_ece"] is not None
+    ]
+    lines = [f"- expected calibration error before and after the temperature: {', '.join(errors)}"] if errors else []
+    if config["target_precision"]:
+        kept = [
+            f"{name} " + ("not reached" if seat["target_recall"] is None else f"{seat['target_recall']:.2f}")
+            for name, seat in seats.items()
+        ]
+        lines.append(f"- recall kept by the target precision of {config['target_precision']:g}: {', '.join(kept)}")
+    bands = [f"{name} {seat['band'][0]:.3f} to {seat['band'][1]:.3f}" for name, seat in seats.items() if seat["band"]]
+    return [*lines, f"- no verdict for scores within: {', '.join(bands)}"] if bands else lines
+
+
+def _train_verdicts(
+    parts: Mapping[str, Parts], verdicts: tuple[int, int], config: TrainJudgeConfig, out: Path, on_step: OnStep
+) -> Iterator[tuple[Specialist, list[Row]]]:
+    """Fine-tune a specialist per part, and save it."""
+    base: Any = None
+    for name, part in parts.items():
+        if base is None or config.full:
+            base = backbone.load_model(config.base, dtype="float32" if config.full else config.dtype)
+        first_layer = first_adapted_layer(config, base.config.get_text_config().num_hidden_layers)
+        with nullcontext() if config.full else own_copy(base, first_layer):
+            model = base if config.full else add_adapter(base, config)
+            report = partial(on_step, name)
+            history = fit(model, part.train, part.validation, verdicts, config, report)
+            with _new_folder(out / name) as folder:
+                model.save_pretrained(folder)
+            yield merged(model, name, first_layer, verdicts), [{"specialist": name, **row} for row in history]
+
+
+def _train_probes(
+    parts: Mapping[str, Parts], verdicts: tuple[int, int], config: TrainJudgeConfig, out: Path, on_step: OnStep
+) -> Iterator[tuple[Specialist, list[Row]]]:
+    """Read the states of all parts in one pass, fit a probe per part, and save it."""
+    base: Any = backbone.load_model(config.base, dtype=config.dtype)
+    decoder = base.get_decoder()
+    examples = [example for part in parts.values() for example in (*part.train, *part.validation)]
+    layers = [config.layer] if config.layer else probe.candidate_layers(len(decoder.layers))
+
+    def read(done: int) -> None:
+        on_step("reading states", {"step": done, "n_steps": len(examples)})
+
+    features = probe.read(decoder, [example.encoded for example in examples], layers, read)
+    place = 0
+    chosen: list[dict[str, probe.Part]] = [{}, {}]
+    for name, part in parts.items():
+        for which, rows in enumerate((part.train, part.validation)):
+            weights = class_weights(rows)
+            chosen[which][name] = probe.Part(
+                np.arange(place, place + len(rows)),
+                np.array([example.followed for example in rows], dtype=bool),
+                np.array([weights[example.category, example.followed] for example in rows], dtype=float),
+            )
+            place += len(rows)
+    probes, tried = probe.choose(features, *chosen)
+    for name, found in probes.items():
+        with _new_folder(out / name) as folder:
+            found.save(folder)
+        yield probe.load(out / name, name, decoder, found.layer), [{"specialist": name, **row} for row in tried]
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """A folder that takes the place of `target` when it is complete."""
+    incomplete = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(incomplete, ignore_errors=True)
+    incomplete.mkdir()
+    yield incomplete
+    shutil.rmtree(target, ignore_errors=True)
+    incomplete.rename(target)
+
+
+def _validation(specialist: Specialist, examples: Sequence[Example]) -> list[Row]:
+    """The raw scores of the validation rows, kept so that another calibration needs no other training."""
+    scores = dict(score([specialist], [example.encoded for example in examples], [0] * len(examples)))
+    return [
+        {
+            "category": example.category,
+            "query_id": example.query_id,
+            "followed": example.followed,
+            "score": scores[index],
         }
-    return seats
+        for index, example in enumerate(examples)
+    ]
+
+
+def _seat(specialist: str, category: str, validation: Sequence[Row], config: TrainJudgeConfig) -> dict[str, Any]:
+    """What the manifest says of a category: its calibration, and how it does on the rows it was chosen on."""
+    rows = [row for row in validation if row["category"] == category]
+    truth_N = np.array([row["followed"] for row in rows], dtype=bool)
+    raw_N = np.array([row["score"] for row in rows], dtype=float)
+    chosen = calibrate(truth_N, raw_N, target_precision=config.target_precision, abstain=config.abstain)
+    if config.target_precision and chosen.target_recall is None:
+        told = "no threshold for '%s' surely reaches a precision of %g on %d validation rows; it gets the balanced one"
+        log.warning(told, category, config.target_precision, len(truth_N))
+    measured: dict[str, Any] = {}
+    raw_error = None
+    if len(np.unique(truth_N)) == 2:
+        weights_RN = resample_weights([row["query_id"] for row in rows], seed=config.seed)
+        scores_N = tempered(raw_N, chosen.temperature)
+        low, high = chosen.band or (1.0, 1.0)
+        values = judge_metrics(truth_N, scores_N, chosen.threshold, weights_RN, (scores_N <= low) | (scores_N >= high))
+        measured = {metric: _plain(estimate(values_R)) for metric, values_R in values.items()}
+        raw_error = float(judge_metrics(truth_N, raw_N, chosen.threshold, weights_RN[:1])["ece"][0])
+    else:
+        log.warning("validation has one class only for '%s': its threshold stays at 0.5", category)
+    return {
+        "specialist": specialist,
+        "temperature": chosen.temperature,
+        "threshold": chosen.threshold,
+        "band": chosen.band,
+        "target_recall": chosen.target_recall,
+        "raw_ece": raw_error,
+        "n_validation": len(truth_N),
+        "prevalence": float(truth_N.mean()) if len(truth_N) else None,
+        "validation": measured,
+    }
 
 
 def _examples(encoder: Encoder, rows: Sequence[Row], members: Sequence[str]) -> list[Example]:

@@ -1,0 +1,221 @@
+"""The command that compares judges with the truth and each other: eval-judge."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tjd.commands.common import (
+    AsJson,
+    Figure,
+    Limit,
+    MetricsOut,
+    Where,
+    open_models,
+    require_figure,
+    rows_of,
+    used,
+    with_bar,
+)
+from tjd.commands.terminal import interval, print_grid, progress, say
+from tjd.config import BackendConfig, EvalJudgeConfig, TrainJudgeConfig, as_dict
+from tjd.errors import ConfigError
+from tjd.extras import need
+from tjd.flags import flags
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from tjd.stages.eval_judge import Judge, Scorer
+    from tjd.tables import Row
+    from tjd.teacher import Teacher
+
+app = typer.Typer()
+
+
+@app.command("eval-judge", rich_help_panel="Judges")
+@flags
+def eval_judge_command(
+    labels: Annotated[str, typer.Argument(help="Labels to agree with: Parquet or `-`.")],
+    config: EvalJudgeConfig,
+    judges: Annotated[
+        list[Path], typer.Option("--judges", "-j", help="Folder that `tjd train-judge` wrote; repeatable.")
+    ] = [],  # noqa: B006
+    out: MetricsOut = None,
+    figure: Figure = None,
+    where: Where = [],  # noqa: B006
+    limit: Limit = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure judges against the ground truth: precision, recall, F1, balanced accuracy, AUROC, calibration error.
+
+    All judges get the same rows; what is named first is compared with each other one. Every figure has a 95% bootstrap
+    interval over queries, and the prevalence beside it: at a prevalence of 0.8, a judge that accepts everything has a
+    precision of 0.8.
+
+    `-j three -j one -t hf:embedded` sets two ensembles beside the model they came from, untrained, asked for its verdict
+    with the judges' prompt, its threshold chosen on validation as theirs was. Other teachers, and any in mode `batch`, are
+    asked as `tjd label` asks them.
+    """
+    need("eval-judge", "train", "torch", "transformers", "peft")
+    from tjd import tables
+    from tjd.stages import eval_judge as stage
+
+    if figure:
+        require_figure("eval-judge", figure)
+    table = tables.open_table(labels, "labels", need=(*stage.NEED, config.truth))
+    found = list(rows_of(table, where, limit))
+    rows = list(stage.with_truth(found, config.truth, config.min_agreement))
+    if len(rows) < len(found):
+        say(f"eval-judge: {len(found) - len(rows)} of {len(found)} rows left out, whose voters agree less")
+    with progress() as bars:
+        field = _contestants(judges, config, found, rows, bars)
+        measured = stage.eval_judge(rows, field.judges, config, field.split_seed)
+    for teacher in field.teachers:
+        say(f"{teacher.name}: {used(teacher.usage)}")
+        teacher.close()
+    settings = as_dict(config) | {"teacher": field.asked, "where": where, "limit": limit}
+    prompts = {prompt.name: prompt.digest for prompt in field.prompts}
+    source = tables.provenance("eval-judge", settings, {"labels": table.digest, **field.digests}, prompts)
+    if out:
+        tables.write_rows(measured.metrics, out, tables.METRICS, source)
+    if figure:
+        from tjd import figures
+
+        figures.judges_figure(measured.metrics, measured.reliability, figure)
+    coverage = [row["value"] for row in measured.metrics if row["metric"] == "coverage" and " - " not in row["judge"]]
+    title = "Agreement with the labels (95% bootstrap interval over queries)"
+    _print_metrics(measured.metrics, title, as_json=as_json, hide=["coverage"] if min(coverage) == 1 else [])
+
+
+@dataclass(slots=True)
+class Field:
+    """Who is compared, and what was read for it."""
+
+    judges: "list[Judge]"
+    split_seed: int  # of the judges' own split
+    digests: dict[str, str]
+    prompts: list[Any]
+    teachers: "list[Teacher]"  # those that were asked for completions
+    asked: list[str]  # names of all teachers, without paths
+
+
+def _contestants(
+    folders: Sequence[Path], config: EvalJudgeConfig, table: "Sequence[Row]", rows: "Sequence[Row]", bars: "Progress"
+) -> Field:
+    """Open the judges and teachers to compare on `rows`, which are among those of `table`."""
+    from tjd import tables
+    from tjd.judge import ensemble
+    from tjd.stages.eval_judge import Judge
+
+    if not folders and not config.teacher:
+        raise ConfigError("nothing to measure: give --judges FOLDER, --teacher MODEL, or both")
+    manifests = {folder: ensemble.read_manifest(folder) for folder in folders}
+    trained = [TrainJudgeConfig(**_with_tuples(manifest["config"])) for manifest in manifests.values()]
+    seeds = {train.seed for train in trained}
+    if len(seeds) > 1 and config.split != "all" and any(row.get("split") is None for row in rows):
+        raise ConfigError(
+            "the judges split their rows with different seeds, so they have no test rows in common; give the labels a "
+            "column 'split', or train the judges with one --seed"
+        )
+    field = Field([], seeds.pop() if seeds else 0, {}, [], [], [])
+    for (folder, manifest), name in zip(manifests.items(), _names(manifests), strict=True):
+        judge = ensemble.load(folder, dtype=config.dtype)
+        scorer = with_bar(judge.score, name, bars)
+        field.judges.append(Judge(name, scorer, frozenset(manifest["categories"]), choose_thresholds=False))
+        field.digests[name] = tables.file_digest(folder / ensemble.MANIFEST)
+        leaked = ensemble.count_trained_on(folder, rows, config.split, field.split_seed)
+        if leaked:
+            say(f"warning: {leaked} of these rows are of queries that {name} was trained on", style="yellow")
+    covered = [judge.categories for judge in field.judges if judge.categories is not None]
+    categories = frozenset.intersection(*covered) if covered else None
+    train = trained[0] if trained else TrainJudgeConfig()
+    for teacher in config.teacher:
+        for mode in dict.fromkeys(config.teacher_mode):
+            if teacher.startswith("hf:") and mode == "pointwise":
+                name, score = _zero_shot(field, teacher.removeprefix("hf:"), train, rows)
+                choose, slice_rows = True, 512
+            else:
+                name, score = _asked(field, teacher, mode, table)
+                choose, slice_rows = False, len(rows)  # a response's constraints are asked about together
+            score = with_bar(score, name, bars, slice_rows)
+            field.judges.append(Judge(name, score, categories, choose_thresholds=choose))
+    names = [judge.name for judge in field.judges]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"two judges are called {name}; rename one folder or leave one out")
+    return field
+
+
+def _zero_shot(field: Field, base: str, train: TrainJudgeConfig, rows: "Sequence[Row]") -> "tuple[str, Scorer]":
+    """A local model as it is, asked with the judges' prompt; its score is the probability of its verdict token."""
+    from tjd import backbone
+    from tjd.judge import ensemble
+
+    prompt = ensemble.load_prompt(train.prompt)
+    field.prompts.append(prompt)
+    name = f"zero-shot {backbone.public_name(base)}"
+    field.asked.append(name)
+    return name, ensemble.zero_shot(base, prompt, train, {str(row["category"]) for row in rows}).score
+
+
+def _asked(field: Field, name: str, mode: Any, table: "Sequence[Row]") -> "tuple[str, Scorer]":
+    """A model that is asked in words, as `tjd label` asks it."""
+    from tjd import prompts
+    from tjd.stages.eval_judge import asked
+    from tjd.teacher.verdicts import VARIABLES
+
+    [teacher] = open_models("eval-judge", [name], BackendConfig())
+    prompt, again = prompts.load(f"label.{mode}.v1", VARIABLES[mode]), prompts.load("again.v1", ["reason"])
+    field.prompts += [prompt, again]
+    field.teachers.append(teacher)
+    label = f"zero-shot {teacher.name}" + (" batch" if mode == "batch" else "")
+    field.asked.append(label)
+    if teacher.digest:
+        field.digests[teacher.name] = teacher.digest
+    return label, asked(teacher.ask, teacher.name, prompt, again, mode, table)
+
+
+def _names(manifests: Mapping[Path, Mapping[str, Any]]) -> list[str]:
+    """A name per ensemble: its layout, and where two share it the folder's name too."""
+    layouts = [manifest["layout"] for manifest in manifests.values()]
+    return [
+        layout if layouts.count(layout) == 1 else f"{layout} ({folder.resolve().name})"
+        for folder, layout in zip(manifests, layouts, strict=True)
+    ]
+
+
+def _with_tuples(saved: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+
+
+def _print_metrics(metrics: "Sequence[Row]", title: str, *, as_json: bool, hide: Sequence[str] = ()) -> None:
+    """Metrics as a grid: a line per category and judge, a column per metric."""
+    from rich.table import Table as Grid
+
+    if as_json:
+        print(json.dumps(metrics))  # noqa: T201
+        return
+    names = [name for name in dict.fromkeys(row["metric"] for row in metrics) if name not in hide]
+    grid = Grid(title=title)
+    for column in ("judge", "category", "n", "invalid", "prevalence"):
+        grid.add_column(
+            column, justify="left" if column in ("judge", "category") else "right", no_wrap=column != "judge"
+        )
+    for name in names:
+        grid.add_column(name.replace("_", " "), justify="right")
+    lines: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in metrics:
+        lines.setdefault((row["category"], row["judge"]), {})[row["metric"]] = row
+    previous = None
+    for (category, judge), cells in lines.items():
+        if previous not in (None, category):
+            grid.add_section()
+        previous = category
+        any_row = next(iter(cells.values()))
+        head = [judge, category, str(any_row["n"]), str(any_row["n_invalid"]), f"{any_row['prevalence']:.2f}"]
+        grid.add_row(*head, *(interval(cells[name], signed=" - " in judge) for name in names))
+    print_grid(grid)

@@ -1,0 +1,238 @@
+"""Commands that say what judges will not hold out against, and where they reach: probe-hacks, transfer."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tjd.commands.common import (
+    AsJson,
+    Figure,
+    Judges,
+    Limit,
+    MetricsOut,
+    Taxonomy,
+    Where,
+    require_figure,
+    rows_of,
+    with_bar,
+)
+from tjd.commands.judges import training_bars
+from tjd.commands.terminal import interval, print_grid, progress, say
+from tjd.config import ProbeHacksConfig, TrainJudgeConfig, TransferConfig, as_dict
+from tjd.errors import ConfigError, DataError
+from tjd.extras import need
+from tjd.flags import flags
+
+if TYPE_CHECKING:
+    from tjd.stages.transfer import Scorer, Transfer
+    from tjd.tables import Row
+
+app = typer.Typer()
+
+
+@app.command("probe-hacks", rich_help_panel="Judges")
+@flags
+def probe_hacks_command(
+    table: Annotated[str, typer.Argument(help="Labels or instructions: Parquet or `-`.")],
+    config: ProbeHacksConfig,
+    judges: Judges,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="Parquet file for the probes and their scores.")
+    ] = None,
+    metrics: Annotated[str | None, typer.Option("--metrics", help="Parquet file for the shares accepted.")] = None,
+    probes: Annotated[
+        str | None, typer.Option("--probes", help="TOML file with your own probes; see data/hacks.toml for the form.")
+    ] = None,
+    where: Where = [],  # noqa: B006
+    limit: Limit = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Try judges on responses that deserve no reward: nothing, a colon, the constraint echoed, a claim, an injection.
+
+    A policy finds in days what a judge lets pass; this takes a minute. Each share accepted has a 95% bootstrap interval over
+    queries. What `tjd train-judge --harden` trains on has other texts and other queries, so this stays a test.
+    """
+    need("probe-hacks", "train", "torch", "transformers", "peft")
+    from tjd import tables
+    from tjd.judge import ensemble, hacks
+    from tjd.stages import probe_hacks as stage
+
+    known = hacks.load(probes)
+    source = tables.open_table(table, "foreign", need=stage.NEED)
+    stage.require_constraints(source.schema.names, source.name)
+    manifest = ensemble.read_manifest(judges)
+    judge = ensemble.load(judges, dtype=config.dtype)
+    rows = list(rows_of(source, where, limit))
+    with progress() as bars:
+        score = with_bar(judge.score, "probe-hacks", bars)
+        found = stage.probe_hacks(
+            rows, score, judge.seats, known, config, judge=manifest["layout"], split_seed=manifest["config"]["seed"]
+        )
+    digests = {"table": source.digest, "judges": tables.file_digest(judges / ensemble.MANIFEST)}
+    digests |= {"probes": tables.text_id(*(probe.text for probe in known))}
+    provenance = tables.provenance("probe-hacks", as_dict(config) | {"where": where, "limit": limit}, digests, {})
+    if out:
+        tables.write_rows(found.probes, out, stage.PROBES, provenance)
+    if metrics:
+        tables.write_rows(found.metrics, metrics, tables.METRICS, provenance)
+    _print_probes(found.metrics, as_json=as_json)
+    stage.require_few(found.metrics, config.max_false_accept)
+
+
+@app.command("transfer", rich_help_panel="Judges")
+@flags
+def transfer_command(
+    labels: Annotated[str, typer.Argument(help="Labels: Parquet or `-`.")],
+    judges: Annotated[
+        Path,
+        typer.Option(
+            "--judges",
+            "-j",
+            help="Specialists, one per category; trained from these labels if the folder has none.",
+            show_default=False,
+        ),
+    ],
+    config: TransferConfig,
+    training: TrainJudgeConfig,
+    out: MetricsOut = None,
+    figure: Figure = None,
+    taxonomy: Taxonomy = None,
+    where: Where = [],  # noqa: B006
+    limit: Limit = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Find out which specialists are worth having: each one judges every category, and the fewest that suffice are named.
+
+    The matrix has a row per category trained on and a column per category tested on (the paper's Figure 5, for judges). Of
+    every number of specialists the best set is searched exactly: each category takes its best specialist in the set, chosen
+    on validation; what is shown is measured on the test split. The flags of training count where specialists are trained.
+    """
+    need("transfer", "train", "torch", "transformers", "peft")
+    from tjd import tables
+    from tjd.judge import ensemble
+    from tjd.stages import train_judge
+    from tjd.stages import transfer as stage
+
+    if figure:
+        require_figure("transfer", figure)
+    table = tables.open_table(labels, "labels", need=train_judge.NEED)
+    rows = list(rows_of(table, where, limit))
+    digest = tables.text_id(table.digest, *where, str(limit))
+    if not (judges / ensemble.MANIFEST).is_file():
+        _train_specialists(judges, rows, training, taxonomy, digest)
+    manifest = ensemble.read_manifest(judges)
+    shared = [category for category, seat in manifest["categories"].items() if seat["specialist"] != category]
+    if shared:
+        raise ConfigError(f"{judges} has no specialist of '{shared[0]}' alone; train it with --layout 3-for-3")
+    judge = ensemble.load(judges, dtype=training.dtype)
+    split_seed = manifest["config"]["seed"]
+    with progress() as bars:
+        names = list(manifest["categories"])
+        specialists = {name: with_bar(_as_if(judge.score, name), name, bars) for name in names}
+        found = stage.transfer(rows, specialists, config, split_seed=split_seed)
+    inputs = {"labels": table.digest, "judges": tables.file_digest(judges / ensemble.MANIFEST)}
+    if out:
+        source = tables.provenance("transfer", as_dict(config) | {"where": where, "limit": limit}, inputs, {})
+        tables.write_rows(found.metrics, out, tables.METRICS, source)
+    if figure:
+        from tjd import figures
+
+        values = {
+            (row["judge"], row["category"]): row["value"] for row in found.metrics if row["metric"] == config.metric
+        }
+        title = f"{config.metric.replace('_', ' ')} on the test split"
+        figures.heat_map(values, figure, title=title, rows="trained on", columns="tested on")
+    _print_transfer(found, config, as_json=as_json)
+
+
+def _train_specialists(
+    out: Path, rows: "Sequence[Row]", config: TrainJudgeConfig, taxonomy: str | None, digest: str
+) -> None:
+    """One specialist per category; by default of every category that has enough to be tested too."""
+    from tjd import taxonomy as categories
+    from tjd.judge import ensemble
+    from tjd.splits import SPLITS
+    from tjd.stages import train_judge, transfer
+
+    if config.layout != "3-for-3":
+        raise ConfigError(
+            f"tjd transfer trains a specialist per category: --layout must be 3-for-3, not {config.layout}"
+        )
+    chosen = config.category or tuple(transfer.categories_to_test(rows, config.seed, SPLITS))
+    if not chosen:
+        raise DataError("no category has rows of both verdicts in the train, validation and test split; label more")
+    say(f"transfer: trains {len(chosen)} specialists ({', '.join(chosen)}) -> {out}")
+    prompt = ensemble.load_prompt(config.prompt)
+    config = replace(config, category=chosen)
+    known = categories.load(taxonomy)
+    with progress() as bars:
+        told = training_bars(bars)
+        manifest = train_judge.train_judge(rows, known, prompt, config, out, data_digest=digest, on_step=told)
+    (out / "card.md").write_text(train_judge.card(manifest), encoding="utf-8")
+
+
+def _as_if(score: "Scorer", category: str) -> "Scorer":
+    """Score rows of any category with the specialist of this one."""
+    return lambda rows: score([{**row, "category": category} for row in rows])
+
+
+def _print_transfer(found: "Transfer", config: TransferConfig, *, as_json: bool) -> None:
+    """The matrix, then the best set of every size, and which is the smallest that reaches the target."""
+    from rich.table import Table as Grid
+
+    from tjd.metrics import plain
+    from tjd.stages.transfer import smallest
+
+    if as_json:
+        best = [asdict(each) | {"test": plain(each.test)} for each in found.best]
+        print(json.dumps({"metrics": found.metrics, "best": best}))  # noqa: T201
+        return
+    name = config.metric.replace("_", " ")
+    cells = {(row["judge"], row["category"]): row for row in found.metrics if row["metric"] == config.metric}
+    trained, tested = (list(dict.fromkeys(cell[axis] for cell in cells)) for axis in (0, 1))
+    grid = Grid(title=f"{name} on the test split (95% bootstrap interval over queries)")
+    grid.add_column("trained on")
+    for category in tested:
+        some = max((cells[row, category] for row in trained), key=lambda row: row["n"])
+        share = "-" if some["prevalence"] is None else f"{some['prevalence']:.2f}"
+        grid.add_column(f"{category}\nn = {some['n']}, prevalence {share}", justify="right")
+    for row in trained:
+        grid.add_row(row, *(interval(cells[row, category]) for category in tested))
+    print_grid(grid)
+    sets = Grid(title=f"The best set of every size, by the {name} of its worst category")
+    for column in ("specialists", "validation (chosen by)", "test"):
+        sets.add_column(column, justify="left" if column == "specialists" else "right")
+    for each in found.best:
+        sets.add_row(" + ".join(each.specialists), f"{each.validation:.3f}", interval(plain(each.test)))
+    print_grid(sets)
+    least = smallest(found.best)
+    if least is None:
+        say(f"no set of these specialists reaches {config.target:g} on every category (on validation)")
+    else:
+        judged = ", ".join(f"{category} by {name}" for category, name in least.assigned.items())
+        say(
+            f"the smallest set that reaches {config.target:g} on validation: {' + '.join(least.specialists)} ({judged})"
+        )
+
+
+def _print_probes(metrics: "Sequence[Row]", *, as_json: bool) -> None:
+    """The share accepted: a line per probe, a column per category."""
+    from rich.table import Table as Grid
+
+    if as_json:
+        print(json.dumps(metrics))  # noqa: T201
+        return
+    cells = {(row["metric"].partition("/")[2], row["category"]): row for row in metrics}
+    names, categories = (list(dict.fromkeys(cell[axis] for cell in cells)) for axis in (0, 1))
+    grid = Grid(title="Share of worthless responses that are accepted (95% bootstrap interval over queries)")
+    grid.add_column("probe")
+    for category in categories:
+        grid.add_column(f"{category}\nn = {cells['', category]['n']}", justify="right")
+    for name in [*names[1:], names[0]]:  # all together come last
+        shown = [interval(cells[name, category]) for category in categories]
+        grid.add_row(name or "all", *shown)
+    print_grid(grid)
