@@ -48,6 +48,8 @@ def _importer(name: str) -> Callable[..., None]:
 
         rows = BENCHMARKS[name].read(source)
         kept = _subset(rows, subset)[: limit or None]
+        if not kept:
+            raise ConfigError(f"--subset {subset}: {name} has no such constraints; leave it out")
         config = {"subset": subset, "limit": limit}
         origin = tables.provenance(f"import {name}", config, {"source": sources.source_digest(source)}, {})
         n = tables.write_rows(kept, out, tables.BENCHMARK_INSTRUCTIONS, origin)
@@ -99,7 +101,7 @@ def evaluate_command(
     templates = {name: prompts.load(j.prompt, j.variables) for name, j in judgings.items() if j is not None}
     again = prompts.load("again.v1", ["reason"])
     if templates and not config.judge:
-        raise ConfigError(f"{' and '.join(templates)} need --judge MODEL, who decides what code cannot check")
+        raise ConfigError(f"--judge MODEL is missing: it decides what code cannot check of {' and '.join(templates)}")
     with ExitStack() as stack:
         bars = stack.enter_context(progress())
         models, asked, read = _models(config, backend, list(named), bars)
