@@ -89,7 +89,9 @@ def multi_if(folder: Path) -> Iterator[Pair]:
     found = figures("multi-if", rows)
     names = {f"{level}_{mode}": metric for (mode, level), metric in METRICS.items()} | {"overall": "average"}
     for name, metric in names.items():
-        yield Pair("multi_if turn 1, English", metric, f"{found[metric, 'turn=1'].values_R[0]:.12f}", f"{given[name]:.12f}")
+        yield Pair(
+            "multi_if turn 1, English", metric, f"{found[metric, 'turn=1'].values_R[0]:.12f}", f"{given[name]:.12f}"
+        )
 
 
 def followbench_scorer(folder: Path) -> Iterator[Pair]:
@@ -101,13 +103,17 @@ def followbench_scorer(folder: Path) -> Iterator[Pair]:
         for category, given in categories.items():
             for item in given["items"]:
                 row = prompts[f"followbench:{category}:{item['example_id']}:{item['level']}"]
-                rows.append(judged(row, item["judge_text"]) if item["kind"] == "judge" else answered(row, item["generation"]))
+                rows.append(
+                    judged(row, item["judge_text"]) if item["kind"] == "judge" else answered(row, item["generation"])
+                )
         found = figures("followbench", rows)
         for category, given in categories.items():
             for metric in ("HSR", "SSR"):
                 for level, theirs in enumerate(given.get(metric, ()), start=1):
                     ours = found[metric, f"category={category}, level={level}"]
-                    yield Pair(f"followbench {model}", f"{metric} {category} {level}", f"{100 * ours.values_R[0]:.2f}", theirs)
+                    yield Pair(
+                        f"followbench {model}", f"{metric} {category} {level}", f"{100 * ours.values_R[0]:.2f}", theirs
+                    )
             csl = found["CSL", f"category={category}"].values_R[0]
             yield Pair(f"followbench {model}", f"CSL {category}", f"{csl:.1f}", f"{given['CSL']:.1f}")
 

@@ -107,7 +107,8 @@ def test_categories_are_those_of_the_taxonomy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "rows", "constraints"), [("ifeval", 541, 834), ("ifbench", 300, 344), ("followbench", 820, 1760), ("cfbench", 1000, 4237)]
+    ("name", "rows", "constraints"),
+    [("ifeval", 541, 834), ("ifbench", 300, 344), ("followbench", 820, 1760), ("cfbench", 1000, 4237)],
 )
 def test_the_real_files_are_read_whole(name: str, rows: int, constraints: int) -> None:
     found = BENCHMARKS[name].read(str(shared_data() / "benchmarks" / name))

@@ -191,8 +191,8 @@ def _judge(
             verdict_row(constraint, followed, followed, reason)
             for constraint, followed in zip(row["constraints"], verdicts, strict=True)
         ]
-        costs = (row["cost_usd"], completion.cost_usd)
-        row["cost_usd"] = None if None in costs else sum(costs)
+        before, cost_usd = row["cost_usd"], completion.cost_usd
+        row["cost_usd"] = None if before is None or cost_usd is None else before + cost_usd
 
 
 def _question(row: Row, prompts: Mapping[str, Prompt], config: EvaluateConfig) -> Request:
