@@ -154,7 +154,7 @@ CRITERIA = {"constraints": [{"text": "是一首诗"}, {"text": "介绍了茶 "}]
         ("是一首诗\t1", None),
         ("是一首诗\t1\n\n介绍了茶\t2", None),
         ("介绍了茶\t1\n\n是一首诗\t1", None),
-        ("好的：\n是一首诗\t1\n\n介绍了茶\t0", None),
+        ("好的\n是一首诗\t1\n\n介绍了茶\t0", None),
         ("是一首诗\t1\n\n介绍了茶\t0\n完毕", None),
         ("", None),
     ],
