@@ -1,6 +1,9 @@
 """Readers: each benchmark's own files become instructions, and data that is not there is told in one line."""
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -133,6 +136,14 @@ def test_where_the_data_is_not_at_hand_one_line_says_how_to_get_it(name: str, tm
         assert "\n" not in str(told.value)
 
 
+def test_a_name_on_the_hub_that_cannot_be_fetched_is_told() -> None:
+    code = "from tjd.benchmarks import ifeval; ifeval.read('google/IFEval')"
+    offline = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=offline, check=False)
+    assert "DataError: there is no file google/IFEval, and the hub does not give it (" in done.stderr
+    assert done.stderr.strip().endswith(BENCHMARKS["ifeval"].howto)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -173,8 +184,9 @@ def test_responses_are_found_by_id_by_text_and_by_the_benchmarks_own_key(folder:
     (by_key,) = responses_of(tmp_path, [{"key": 2, "response": "b"}])
     assert by_key.find(second) == ("b", None)
     turn = read("multi-if", folder)["multi-if:7:0:en:t2"]
-    (by_turn,) = responses_of(tmp_path, [{"key": "7:0:en", "turn": 2, "response": "c"}], "multi-if")
-    assert by_turn.find(turn) == ("c", None)
+    said = [{"key": f"{n}:0:en", "turn": 2, "prompt": "Say it in quotes.", "response": f"c{n}"} for n in (7, 9)]
+    (by_turn,) = responses_of(tmp_path, said, "multi-if", "ifeval")
+    assert by_turn.find(turn) == ("c7", None)
 
 
 def test_a_file_may_hold_several_models(tmp_path: Path) -> None:
@@ -201,5 +213,5 @@ def test_responses_that_cannot_be_placed_are_told(
 
 def test_two_responses_to_one_prompt_are_told(tmp_path: Path) -> None:
     rows = [{"prompt": "x", "response": text} for text in ("a", "b")]
-    with pytest.raises(DataError, match="row 2 of .* repeats a prompt with another response"):
+    with pytest.raises(DataError, match=r"row 2 of .* repeats a prompt with another response"):
         responses_of(tmp_path, rows)

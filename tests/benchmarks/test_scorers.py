@@ -95,9 +95,19 @@ def test_followbench_hsr_ssr_and_csl() -> None:
     assert brief(found["HSR", "level=2"]) == (2 / 4, 4, 0)
     assert brief(found["SSR", "level=2"]) == ((1 + 0.5 + 1) / 3, 3, 0)
     assert ("SSR", "category=example, level=1") not in found
-    style = (1 * 0.5 + 2 * 0.5 + 3 * 0.5 + 4 * 1 + 5 * 0.5) / 15
-    assert brief(found["HSR", "weighted"]) == (pytest.approx((style + 1) / 2), 15, 0)
     assert brief(found["ISR", ALL]) == (15 / 20, 20, 0)
+    assert ("HSR", "weighted") not in found  # for want of categories
+
+
+def test_the_official_aggregate_of_followbench_weighs_levels_and_leaves_out_the_examples() -> None:
+    rows = [
+        *group("style", "1", [True], [False, True], [True] * 3, [False] * 4, [True] * 5),
+        *(row for part in ("content", "situation", "format", "mixed") for row in group(part, "1", *[[True]] * 5)),
+        *group("example", "1", *[[False]] * 5),
+    ]
+    found = figures("followbench", rows)
+    assert brief(found["HSR", "weighted"]) == (pytest.approx((4 + (1 + 3 + 5) / 15) / 5), 25, 0)
+    assert brief(found["SSR", "weighted"]) == (pytest.approx((4 + (1 + 2 * 0.5 + 3 + 5) / 15) / 5), 25, 0)
 
 
 def test_followbench_leaves_out_what_the_judge_left_open() -> None:

@@ -82,7 +82,7 @@ def isr(rows: Sequence[Row], weights_RN: np.ndarray) -> Figure:
 
 
 def accuracies(rows: Sequence[Row], weights_RN: np.ndarray, group: str = ALL) -> list[Figure]:
-    """IFEval's four accuracies of the rows whose weight is not masked: prompt and instruction level, strict and loose."""
+    """IFEval's four accuracies: of prompts and of their constraints, in strict and in loose mode."""
     levels = (("prompt_level", prompt_level), ("inst_level", constraint_level))
     modes: tuple[tuple[str, Strictness], ...] = (("strict", "followed"), ("loose", "followed_loose"))
     return [

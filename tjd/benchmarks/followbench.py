@@ -84,30 +84,21 @@ def figures(rows: Sequence[Row], weights_RN: np.ndarray) -> list[Figure]:
 
     HSR is the share of instructions whose constraints are all followed, SSR the mean share of followed constraints, CSL
     the number of levels followed in a row from the first. The group `weighted` is the official aggregate: levels weigh 1
-    to 5, and the five judged categories, without the examples, weigh the same.
+    to 5, and the five categories other than the examples weigh the same; it needs rows of all of them.
     """
-    found = [isr(rows, weights_RN)]
-    weighted: dict[str, list[Figure]] = {"HSR": [], "SSR": []}
+    found = [isr(rows, weights_RN), *_by_level(rows, weights_RN, ""), _csl(rows, weights_RN, ALL)]
+    official: dict[str, list[Figure]] = {"HSR": [], "SSR": []}
     for category in (category for category in CATEGORIES if any(row["part"] == category for row in rows)):
         own, weights = chosen(rows, weights_RN, lambda row, c=category: row["part"] == c)
         by_level = _by_level(own, weights, f"category={category}, ")
         found += [*by_level, _csl(own, weights, f"category={category}")]
-        for metric, official in weighted.items():
-            levels = [figure for figure in by_level if figure.metric == metric]
-            if category != "example" and levels:
-                official.append(_by_weight(levels))
-    found += [*_by_level(rows, weights_RN, ""), _csl(rows, weights_RN, ALL)]
-    return found + [
-        Figure(
-            metric,
-            "weighted",
-            np.mean([f.values_R for f in parts], axis=0),
-            sum(f.n for f in parts),
-            sum(f.n_invalid for f in parts),
-        )
-        for metric, parts in weighted.items()
-        if parts
-    ]
+        if category != "example":
+            for metric, figures_C in official.items():
+                levels = [figure for figure in by_level if figure.metric == metric]
+                figures_C.append(_averaged(metric, levels, LEVELS))
+    if len(official["HSR"]) == len(CATEGORIES) - 1:
+        found += [_averaged(metric, figures_C) for metric, figures_C in official.items()]
+    return found
 
 
 def _category(folder: Path, category: str) -> list[Row]:
@@ -185,9 +176,10 @@ def _soft(row: Row) -> Tally:
     return Tally(invalid=1) if None in verdicts else Tally(sum(verdicts) / len(verdicts), 1.0)
 
 
-def _by_weight(levels: Sequence[Figure]) -> Figure:
-    values_R = np.average([figure.values_R for figure in levels], axis=0, weights=LEVELS)
-    return Figure(levels[0].metric, "", values_R, sum(f.n for f in levels), sum(f.n_invalid for f in levels))
+def _averaged(metric: str, parts: Sequence[Figure], weights: Sequence[int] | None = None) -> Figure:
+    """A mean of figures over different rows."""
+    values_R = np.average([figure.values_R for figure in parts], axis=0, weights=weights)
+    return Figure(metric, "weighted", values_R, sum(f.n for f in parts), sum(f.n_invalid for f in parts))
 
 
 def _csl(rows: Sequence[Row], weights_RN: np.ndarray, group: str) -> Figure:

@@ -1,7 +1,7 @@
 """Responses that a file holds: of our own evaluations, or in the forms the benchmarks' own tools write.
 
 A row names its prompt by `instruction_id` (ours), by its text (`prompt`, `instruction` or `query`), or by the benchmark's
-own key (`key`, `id` or `idx`; for Multi-IF with `turn`). A column `model` tells several models apart.
+own key (`key`, `id` or `idx`; for Multi-IF always, with `turn`). A column `model` tells several models apart.
 """
 
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ def read(path: str, benchmarks: Sequence[str]) -> list[Responses]:
         entry = models.setdefault(name, Responses(name))
         if row.get("instruction_id") is not None:
             _enter(entry.by_id, str(row["instruction_id"]), row["response"], where)
-        elif (text := _first(row, TEXTS)) is not None:
+        elif row.get("turn") is None and (text := _first(row, TEXTS)) is not None:  # turns repeat their words
             for form in dict.fromkeys((text, text.strip())):
                 _enter(entry.by_text, form, row["response"], where)
         else:
@@ -74,10 +74,12 @@ def _own_key(row: Row, benchmarks: Sequence[str], where: str) -> str:
     key = _first(row, KEYS)
     if key is None:
         raise DataError(f"{where} names no prompt; give it one of instruction_id, {', '.join((*TEXTS, *KEYS))}")
+    if row.get("turn") is not None:
+        return f"multi-if:{key}:t{row['turn']}"
     benchmark = row.get("benchmark") or (benchmarks[0] if len(benchmarks) == 1 else None)
     if benchmark is None:
         raise DataError(f"{where} has a key but neither prompt nor benchmark; add a column 'benchmark'")
-    return f"{benchmark}:{key}" + (f":t{row['turn']}" if row.get("turn") is not None else "")
+    return f"{benchmark}:{key}"
 
 
 def _first(row: Row, names: Sequence[str]) -> str | None:
