@@ -221,3 +221,10 @@ def test_prompts_of_a_conversation_are_resampled_together() -> None:
 )
 def test_followbench_rules(name: str, answer: str, level: int, target: str, followed: bool) -> None:
     assert followbench_rules.CHECKS[name](answer, level, target) is followed
+
+
+def test_a_followbench_target_that_cannot_be_read_is_null_with_the_reason() -> None:
+    strict, loose = followbench.check("followbench:CONLL2003", "Bonn", 1, "Bonn, Berlin")
+    assert strict == loose
+    assert strict.followed is None
+    assert (strict.reason or "").startswith("followbench:CONLL2003: the target cannot be read (")

@@ -51,7 +51,10 @@ def read(source: str) -> list[Row]:
 def check(checker: str, answer: str, level: int, target: str) -> tuple[Verdict, Verdict]:
     """The verdict of a level, twice: FollowBench has no loose mode."""
     decide = followbench_rules.CHECKS[checker.removeprefix(CHECKER)]
-    verdict = Verdict(decide(answer, level, target))
+    try:
+        verdict = Verdict(decide(answer, level, target))
+    except (ValueError, SyntaxError) as error:
+        verdict = Verdict(None, f"{checker}: the target cannot be read ({error})")
     return verdict, verdict
 
 
@@ -163,7 +166,7 @@ def _by_level(rows: Sequence[Row], weights_RN: np.ndarray, prefix: str) -> list[
         own, weights = chosen(rows, weights_RN, lambda row, n=level: row["level"] == n)
         group = f"{prefix}level={level}"
         found.append(share("HSR", group, map(prompt_level, own), weights))
-        if any(row["part"] != "example" for row in own):  # the examples have no SSR
+        if not own or any(row["part"] != "example" for row in own):  # the examples have no SSR
             found.append(share("SSR", group, map(_soft, own), weights))
     return found
 
