@@ -125,8 +125,8 @@ def evaluate_command(
     for path, table, schema in ((responses, found, tables.EVALUATIONS), (out, metrics, tables.BENCHMARK_SCORES)):
         if path:
             tables.write_rows(table, path, schema, origin)
-    told = "; ".join(f"{model.name}: {used(model.usage)}" for model in used_models)
-    say(f"evaluate: {len(found)} responses" + (f"; {told}" if told else ""))
+    told = [f"{'judge ' if model is judge else ''}{model.name}: {used(model.usage)}" for model in used_models]
+    say("; ".join([f"evaluate: {len(found)} responses", *told]))
     _print_scores(metrics, as_json=as_json)
     _require_valid(found, config.max_invalid)
 
