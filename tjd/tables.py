@@ -172,7 +172,7 @@ BENCHMARK_SCORES = pa.schema(
         "metric": pa.string(),
         "group": pa.string(),  # "all", or what its rows share: "turn=1", "category=style, level=2"
         "value": pa.float64(),  # a share in [0, 1]; CSL: levels, 0 to 5; null where undefined
-        "low": pa.float64(),  # 95% bootstrap interval over prompts
+        "low": pa.float64(),  # 95% bootstrap interval over prompts; null where they are all of one group
         "high": pa.float64(),
         "n": pa.int64(),  # prompts, or for constraint-level metrics constraints, that were decided
         "n_invalid": pa.int64(),  # those left out: the model, a checker or the judge failed

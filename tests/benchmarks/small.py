@@ -21,7 +21,13 @@ IFBENCH = [
         "prompt": " Give a list with the separator ## in it. ",
         "instruction_id_list": ["format:list"],
         "kwargs": [{"sep": "##", "N": None}],
-    }
+    },
+    {
+        "key": "1",
+        "prompt": "Answer in one word of no spaces.",
+        "instruction_id_list": ["format:no_whitespace"],
+        "kwargs": [{"sep": None}],
+    },
 ]
 MULTI_IF = [
     {

@@ -195,10 +195,18 @@ def test_the_order_of_rows_changes_no_figure(verdicts: tuple[bool | None, ...], 
 
 
 def test_prompts_of_a_conversation_are_resampled_together() -> None:
-    rows = [row([True], turn=1, query_id="a"), row([False], turn=2, query_id="a")]
+    rows = [row([turn == 1], turn=turn, query_id=query_id) for query_id in "ab" for turn in (1, 2)]
     weights_RN = resample_weights([r["query_id"] for r in rows], n_resamples=50)
     isr = BENCHMARKS["multi-if"].figures(rows, weights_RN)[0]
     assert set(isr.values_R) == {0.5}
+
+
+def test_resamples_of_a_single_group_say_nothing() -> None:
+    rows = [row([True], turn=1, query_id="a"), row([False], turn=2, query_id="a"), row([None], turn=1, query_id="b")]
+    weights_RN = resample_weights([r["query_id"] for r in rows], n_resamples=50)
+    isr = BENCHMARKS["multi-if"].figures(rows, weights_RN)[0]
+    assert brief(isr) == (0.5, 2, 1)
+    assert np.isnan(isr.values_R[1:]).all()
 
 
 @pytest.mark.parametrize(

@@ -40,12 +40,17 @@ class Figure:
 
 
 def share(metric: str, group: str, tallies: Iterable[Tally], weights_RN: np.ndarray) -> Figure:
-    """Pool the tallies of N rows; NaN where nothing was decided."""
+    """Pool the tallies of N rows; NaN where nothing was decided.
+
+    Where all decided rows are drawn together (one conversation, one group of levels), resamples say nothing and are NaN.
+    """
     hits_N, of_N, invalid_N = np.array(list(tallies), dtype=np.float64).reshape(-1, 3).T
     rows = of_N > 0
     weights = weights_RN[:, rows].astype(np.float64)
     with np.errstate(invalid="ignore"):
         values_R = (weights @ hits_N[rows]) / (weights @ of_N[rows])
+    if (weights[1:] == weights[1:, :1]).all():
+        values_R[1:] = np.nan
     return Figure(metric, group, values_R, int(of_N.sum()), int(invalid_N.sum()))
 
 

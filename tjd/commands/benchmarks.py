@@ -230,9 +230,10 @@ def _cell(row: "Mapping[str, Any]") -> str:
     n = f"n {row['n']}" + (f", {row['n_invalid']} null" if row["n_invalid"] else "")
     if row["value"] is None:
         return f"- ({n})"
-    form = "{:.2f} [{:.2f}, {:.2f}]" if row["metric"] == "CSL" else "{:.2f} [{:.1f}, {:.1f}]"
-    scale = 1 if row["metric"] == "CSL" else 100
-    return form.format(*(scale * row[name] for name in ("value", "low", "high"))) + f" ({n})"
+    scale, digits = (1, 2) if row["metric"] == "CSL" else (100, 1)
+    bounds = [row[name] for name in ("low", "high")]
+    interval = ", ".join("-" if bound is None else f"{scale * bound:.{digits}f}" for bound in bounds)
+    return f"{scale * row['value']:.2f} [{interval}] ({n})"
 
 
 def _require_valid(rows: "Sequence[Row]", max_invalid: float) -> None:

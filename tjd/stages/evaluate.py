@@ -6,7 +6,7 @@ counts as 0: it is null with a reason, left out of the metrics and counted.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
@@ -218,7 +218,14 @@ def _judging(row: Row) -> Judging:
 
 
 def _score_row(model: str, benchmark: str, figure: Figure) -> Row:
-    found = estimate(figure.values_R)
-    numbers = {name: None if np.isnan(value) else value for name, value in asdict(found).items()}
-    about = {"model": model, "benchmark": benchmark, "metric": figure.metric, "group": figure.group}
-    return {**about, **numbers, "n": figure.n, "n_invalid": figure.n_invalid}
+    found = estimate(figure.values_R)  # no interval: no value either, though there is one
+    numbers = {"value": float(figure.values_R[0]), "low": found.low, "high": found.high}
+    return {
+        "model": model,
+        "benchmark": benchmark,
+        "metric": figure.metric,
+        "group": figure.group,
+        **{name: None if np.isnan(number) else number for name, number in numbers.items()},
+        "n": figure.n,
+        "n_invalid": figure.n_invalid,
+    }
