@@ -59,7 +59,7 @@ def test_help_is_instant_in_what_it_imports():
 
 def test_every_command_explains_itself():
     for command in ("synthesize", "sample", "label", "train-judge", "eval-judge", "probe-hacks", "transfer",
-                    "score", "rl", "show"):  # fmt: skip
+                    "score", "rl", "show", "evaluate"):  # fmt: skip
         result = tjd(command, "--help")
         assert result.exit_code == 0
         assert len(result.output) > 500

@@ -1,5 +1,6 @@
 """Prompts: strict templates, and a golden rendering of each; `make golden` rewrites them."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tjd import prompts, taxonomy
+from tjd.benchmarks import cfbench, followbench
 from tjd.config import LabelConfig, SynthesizeConfig
 from tjd.errors import PromptError
 from tjd.prompts import Prompt
@@ -55,12 +57,28 @@ def rendered_again() -> str:
     return prompts.load("again.v1", ("reason",)).render(reason="neither Yes nor No")
 
 
+def rendered_followbench() -> str:
+    row = {
+        "level": 2,
+        "details": json.dumps({"path": ["Name a river.", "Name a long river.", "Name a long, cold river."]}),
+    }
+    return prompts.load(followbench.PROMPT, followbench.VARIABLES).render(**followbench.ask(row, ROW["response"]))
+
+
+def rendered_cfbench() -> str:
+    row = {"query": "写一首关于雨的诗。", "details": json.dumps({"gold": ""}),
+           "constraints": [{"text": "是一首诗"}, {"text": "主题是雨"}]}  # fmt: skip
+    return prompts.load(cfbench.PROMPT, cfbench.VARIABLES).render(**cfbench.ask(row, "雨落山城\n$5"))
+
+
 RENDERINGS = {
     "synthesize.v1": rendered_synthesize,
     "label.pointwise.v1": lambda: rendered_label("pointwise"),
     "label.batch.v1": lambda: rendered_label("batch"),
     "judge.v1": rendered_judge,
     "again.v1": rendered_again,
+    "followbench.v1": rendered_followbench,
+    "cfbench.v1": rendered_cfbench,
 }
 
 
@@ -99,7 +117,9 @@ def test_values_are_inserted_as_they_are(value: str) -> None:
 
 
 def test_an_unknown_prompt_is_told_with_those_there_are() -> None:
-    with pytest.raises(PromptError, match=r"there is no prompt 'nope'; give a path .* or one of again\.v1, judge\.v1"):
+    with pytest.raises(
+        PromptError, match=r"there is no prompt 'nope'; give a path .* or one of again\.v1, cfbench\.v1, "
+    ):
         prompts.load("nope", ())
 
 

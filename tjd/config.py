@@ -19,6 +19,7 @@ SoftReward = Literal["verdict", "score"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 TransferMetric = Literal["auroc", "balanced_accuracy"]
 SplitChoice = Literal["train", "validation", "test", "all"]
+Subset = Literal["hard", "soft", "mix"]
 
 
 def flag(default: Any, help: str, *names: str) -> Any:
@@ -340,3 +341,26 @@ class RlConfig:
     def rate(self) -> float:
         """The learning rate in force."""
         return self.learning_rate or (1e-6 if self.full else 1e-5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig:
+    """Settings of `tjd evaluate` (paper, 5.1)."""
+
+    model: tuple[str, ...] = flag(
+        (), "Who is evaluated: `hf:NAME`, a litellm name, or a file of responses; repeatable.", "-m"
+    )
+    judge: str = flag("", "Model that judges FollowBench and CFBench: `hf:NAME` or a litellm name.")
+    temperature: float = flag(0.0, "Sampling temperature; 0 is greedy.")
+    max_tokens: int = flag(2048, "Longest response, in tokens.")
+    judge_max_tokens: int = flag(2048, "Longest judgement, in tokens.")
+    max_invalid: float = flag(0.05, "Exit 5 above this share of prompts without all their verdicts; files are written.")
+    seed: int = flag(0, "Of sampling and of the bootstrap.")
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if not self.model:
+            raise ConfigError("tjd evaluate needs at least one --model, for example --model hf:embedded")
+        _at_least(self, 1, "max_tokens", "judge_max_tokens")
+        _at_least(self, 0, "temperature")
+        _share(self, "max_invalid")

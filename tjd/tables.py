@@ -134,6 +134,50 @@ ROLLOUTS = pa.schema(
         "audit_followed": pa.bool_(),  # the teacher's opinion of the soft constraints, null if not audited
     }
 )
+VERDICT = pa.struct(
+    {
+        "constraint_id": pa.string(),
+        "checker": pa.string(),  # of a rule; null for a soft constraint
+        "followed": pa.bool_(),  # strict mode; null where that cannot be said
+        "followed_loose": pa.bool_(),  # loose mode; for a soft constraint the same as `followed`
+        "error": pa.string(),  # why `followed` is null
+    }
+)
+BENCHMARK_INSTRUCTIONS = pa.schema(
+    [
+        *INSTRUCTIONS,
+        pa.field("benchmark", pa.string()),  # "ifeval", "ifbench", "multi-if", "followbench" or "cfbench"
+        pa.field("part", pa.string()),  # FollowBench: its category; CFBench: "easy" or "hard"; else null
+        pa.field("turn", pa.int64()),  # Multi-IF: 1 to 3, where each turn follows the model's answer to the one before
+        pa.field("level", pa.int64()),  # FollowBench: 1 to 5, the number of constraints
+        pa.field("details", pa.string()),  # JSON: what else its judge or its metrics need; null if nothing
+    ]
+)
+EVALUATIONS = pa.schema(
+    [
+        pa.field("model", pa.string()),  # unique together with instruction_id
+        *BENCHMARK_INSTRUCTIONS,
+        pa.field("response", pa.string()),  # null if the model failed
+        pa.field("finish_reason", pa.string()),  # "stop", or "length" where the response was cut
+        pa.field("n_tokens", pa.int64()),
+        pa.field("verdicts", pa.list_(VERDICT)),  # one per constraint, in their order
+        pa.field("judge", pa.string()),  # the model that judged; null where code did
+        pa.field("judgement", pa.string()),  # what the judge said; null if it was not asked, or failed
+    ]
+)
+BENCHMARK_SCORES = pa.schema(
+    {
+        "model": pa.string(),
+        "benchmark": pa.string(),  # "average": over the five, where all were run
+        "metric": pa.string(),
+        "group": pa.string(),  # "all", or what its rows share: "turn=1", "category=style, level=2"
+        "value": pa.float64(),  # a share in [0, 1]; CSL: levels, 0 to 5; null where undefined
+        "low": pa.float64(),  # 95% bootstrap interval over prompts; null where they are all of one group
+        "high": pa.float64(),
+        "n": pa.int64(),  # prompts, or for constraint-level metrics constraints, that were decided
+        "n_invalid": pa.int64(),  # those left out: the model, a checker or the judge failed
+    }
+)
 
 FOREIGN = pa.schema([])  # nothing is promised of a table that another tool wrote
 KEYS = {
@@ -143,6 +187,9 @@ KEYS = {
     "labels": (LABELS, ("response_id", "constraint_id")),
     "scores": (SCORES, ("response_id", "constraint_id")),
     "metrics": (METRICS, ("judge", "category", "metric")),
+    "benchmark_instructions": (BENCHMARK_INSTRUCTIONS, ("instruction_id",)),
+    "evaluations": (EVALUATIONS, ("model", "instruction_id")),
+    "benchmark_scores": (BENCHMARK_SCORES, ("model", "benchmark", "metric", "group")),
     "rollouts": (ROLLOUTS, ("step", "group", "sample")),
     "foreign": (FOREIGN, ()),
 }
