@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tjd.commands import data, judges, policy
+from tjd.commands import data, judges, policy, rules
 from tjd.commands.terminal import require_known, say
 from tjd.errors import ConfigError, TjdError
 
@@ -41,7 +41,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
 )
-for group in (data, judges, policy):
+for group in (data, judges, policy, rules):
     app.add_typer(group.app)
 
 

@@ -16,6 +16,7 @@ from tjd.extras import need
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from tjd.checkers import Checker
     from tjd.prompts import Prompt
     from tjd.tables import Row, Table
     from tjd.teacher import Teacher, Usage
@@ -27,6 +28,9 @@ Limit = Annotated[int, typer.Option("--limit", help="Take only the first rows; 0
 Taxonomy = Annotated[str | None, typer.Option("--taxonomy", help=TAXONOMY_HELP)]
 Judges = Annotated[
     Path, typer.Option("--judges", "-j", help="Folder that `tjd train-judge` wrote.", show_default=False)
+]
+Checkers = Annotated[
+    Path | None, typer.Option("--checkers", help="Python file with checkers of your own: CHECKERS = {name: function}.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -121,6 +125,16 @@ def open_models(command: str, names: Sequence[str], backend: BackendConfig) -> "
     from tjd.teacher import open_teacher
 
     return [open_teacher(name, backend, cache_folder()) for name in names]
+
+
+def own_checkers(path: Path | None) -> "tuple[dict[str, Checker] | None, dict[str, str]]":
+    """The checkers of a user's file, and its digest for the provenance."""
+    if path is None:
+        return None, {}
+    from tjd import tables
+    from tjd.checkers import load_checkers
+
+    return load_checkers(path), {"checkers": tables.file_digest(path)}
 
 
 def used(usage: "Usage") -> str:

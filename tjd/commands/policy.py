@@ -1,11 +1,12 @@
 """Commands about the policy: rl."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tjd.commands.common import Judges, Limit, OutFolder, Where, rows_of
+from tjd.commands.common import Checkers, Judges, Limit, OutFolder, Where, own_checkers, rows_of
 from tjd.commands.terminal import progress, require_known, say
 from tjd.config import RL_PRESETS, RlConfig
 from tjd.extras import need
@@ -35,6 +36,7 @@ def rl_command(
     preset: Annotated[
         str | None, typer.Option(help="`paper`: the settings of its Table 4.", callback=_preset, is_eager=True)
     ] = None,
+    checkers: Checkers = None,
     where: Where = [],  # noqa: B006
     limit: Limit = 0,
 ) -> None:
@@ -44,15 +46,17 @@ def rl_command(
     `metrics.parquet`. The same command again goes on from the last checkpoint.
     """
     need("rl", "rl", "torch", "transformers", "peft", "trl", "datasets")
-    from tjd import checkers, tables
+    from tjd import tables
+    from tjd.checkers import verdict
     from tjd.judge import ensemble
     from tjd.stages import rl as stage
 
+    own, digests = own_checkers(checkers)
     table = tables.open_table(
         instructions, "instructions", need=("instruction_id", "query", "instruction", "constraints")
     )
     judge = ensemble.load(judges, dtype=config.dtype)
-    digests = {
+    digests |= {
         "instructions": tables.text_id(table.digest, *where, str(limit)),
         "judges": tables.file_digest(judges / ensemble.MANIFEST),
     }
@@ -66,7 +70,7 @@ def rl_command(
             config,
             out,
             score=judge.score,
-            check=checkers.verdict,
+            check=partial(verdict, checkers=own),
             inputs=digests,
             on_step=_rewards(bars, config.steps),
         )
