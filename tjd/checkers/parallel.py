@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache, partial
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing import get_context
 from typing import NamedTuple
 
@@ -62,7 +62,7 @@ def decide(
     first = list(islice(lots, 2))
     workers = workers or _cores()
     if workers == 1 or len(first) < 2:
-        for lot in (*first, *lots):
+        for lot in chain(first, lots):
             yield from decide_lot(lot)
         return
     # not forked: threads of the table reader may hold locks; deaf to Ctrl-C, which this process answers
@@ -101,15 +101,20 @@ def _own(path: str) -> dict[str, Checker]:
 def _decide_one(question: Question, suite: Suite, fixed: bool, checkers: dict[str, Checker] | None) -> StrictAndLoose:
     name, source, response, prompt = question
     if response is None:
-        return (Verdict(None, "there is no response"),) * 2
+        return _undecided("there is no response")
+    if name is None:
+        return _undecided("the rule names no checker")
     try:
         kwargs = json.loads(source or "{}")
     except ValueError:
         kwargs = None
-    if name is None or not isinstance(kwargs, dict):
-        reason = "the rule names no checker" if name is None else f"the kwargs of {name} are not a JSON object"
-        return (Verdict(None, reason),) * 2
+    if not isinstance(kwargs, dict):
+        return _undecided(f"the kwargs of {name} are not a JSON object")
     return strict_and_loose(name, kwargs, response, prompt=prompt, suite=suite, fixed=fixed, checkers=checkers)
+
+
+def _undecided(reason: str) -> StrictAndLoose:
+    return Verdict(None, reason), Verdict(None, reason)
 
 
 def _cores() -> int:

@@ -1,19 +1,23 @@
 """Commands about the policy: rl."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tjd.commands.common import Checkers, Judges, Limit, OutFolder, Where, own_checkers, rows_of
+from tjd.commands.common import Checkers, Limit, OutFolder, Where, own_checkers, rows_of
 from tjd.commands.terminal import progress, require_known, say
 from tjd.config import RL_PRESETS, RlConfig
+from tjd.errors import ConfigError
 from tjd.extras import need
 from tjd.flags import flags
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+    from tjd.tables import Row
 
 app = typer.Typer()
 
@@ -31,8 +35,11 @@ def _preset(ctx: typer.Context, name: str | None) -> str | None:
 def rl_command(
     instructions: Annotated[str, typer.Argument(help="Instructions with their constraints: Parquet or `-`.")],
     out: OutFolder,
-    judges: Judges,
     config: RlConfig,
+    judges: Annotated[
+        Path | None,
+        typer.Option("--judges", "-j", help="Folder that `tjd train-judge` wrote; rules alone need none."),
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help="`paper`: the settings of its Table 4.", callback=_preset, is_eager=True)
     ] = None,
@@ -55,13 +62,15 @@ def rl_command(
     table = tables.open_table(
         instructions, "instructions", need=("instruction_id", "query", "instruction", "constraints")
     )
-    judge = ensemble.load(judges, dtype=config.dtype)
-    digests |= {
-        "instructions": tables.text_id(table.digest, *where, str(limit)),
-        "judges": tables.file_digest(judges / ensemble.MANIFEST),
-    }
+    digests["instructions"] = tables.text_id(table.digest, *where, str(limit))
     rows = list(rows_of(table, where, limit))
-    covered = [row for row in rows if judge.covers(row["constraints"] or ())]
+    if judges is None:
+        _require_rules_alone(rows)
+        score, covered = (lambda softs: []), rows
+    else:
+        judge = ensemble.load(judges, dtype=config.dtype)
+        digests["judges"] = tables.file_digest(judges / ensemble.MANIFEST)
+        score, covered = judge.score, [row for row in rows if judge.covers(row["constraints"] or ())]
     if len(covered) < len(rows):
         say(f"rl: {len(rows) - len(covered)} of {len(rows)} instructions left out: no judge covers their category")
     with progress() as bars:
@@ -69,12 +78,21 @@ def rl_command(
             covered,
             config,
             out,
-            score=judge.score,
+            score=score,
             check=partial(verdict, checkers=own),
             inputs=digests,
             on_step=_rewards(bars, config.steps),
         )
     say(f"rl: {len(metrics)} steps -> {out} (policy, rollouts.parquet, metrics.parquet)")
+
+
+def _require_rules_alone(rows: "Iterable[Row]") -> None:
+    for row in rows:
+        if any(constraint["kind"] == "soft" for constraint in row["constraints"] or ()):
+            raise ConfigError(
+                f"the instruction '{row['instruction_id']}' has soft constraints: give --judges FOLDER to decide them, "
+                "or import it with --subset hard"
+            )
 
 
 def _rewards(bars: "Progress", n_steps: int) -> Callable[[Mapping[str, Any]], None]:
