@@ -46,7 +46,7 @@ def check(
     Args:
         checker: Its id, such as "keywords:existence".
         kwargs: Its kwargs; None entries are dropped, 0, False and "" are values.
-        response: The response as it is. A blank one follows nothing (in Multi-IF's strict mode it is checked).
+        response: The response as it is. A blank one follows nothing (in Multi-IF's strict mode it is checked, unless fixed).
         prompt: What the model was asked, for a checker that has a kwarg of this name; none of ours has.
         mode: "loose" also accepts the response less its first or last line, or less its asterisks.
         suite: Every suite knows every checker; it selects whose revision of IFEval's 25 decides.
@@ -58,7 +58,7 @@ def check(
         MissingExtraError: The checker needs packages that are not installed.
     """
     decide = _prepare(checker, kwargs, prompt, suite=suite, fixed=fixed, checkers=checkers)
-    return _strict(decide, response, suite) if mode == "strict" else _loose(decide, response)
+    return _strict(decide, response, suite, fixed) if mode == "strict" else _loose(decide, response)
 
 
 def verdict(
@@ -94,7 +94,7 @@ def strict_and_loose(
     """Give both verdicts at the cost of little more than one: a response that passes as it is passes loosely too."""
     try:
         decide = _prepare(checker, kwargs, prompt, suite=suite, fixed=fixed, checkers=checkers)
-        strict = _strict(decide, response, suite)
+        strict = _strict(decide, response, suite, fixed)
         if strict and not is_blank(response):
             return Verdict(True), Verdict(True)
     except Exception as error:
@@ -128,8 +128,8 @@ def _prepare(
     return partial(function, **bind(name, function, kwargs, fixed=fixed))
 
 
-def _strict(decide: Checker, response: str, suite: Suite) -> bool:
-    if is_blank(response) and not (suite == "multi_if" and response):
+def _strict(decide: Checker, response: str, suite: Suite, fixed: bool) -> bool:
+    if is_blank(response) and (suite != "multi_if" or fixed or not response):
         return False
     return _as_bool(decide(response))
 
