@@ -106,6 +106,20 @@ def strict_and_loose(
         return Verdict(strict), Verdict(None, _reason(checker, error))
 
 
+def validate(checker: str | None, kwargs: Mapping[str, Any], *, checkers: Mapping[str, Checker] | None = None) -> None:
+    """See that a checker exists and takes its kwargs, by trying it on a word; a user's own checker is not run.
+
+    Raises:
+        CheckerError: It does not exist, or does not take them.
+        MissingExtraError: The checker needs packages that are not installed.
+    """
+    if not isinstance(checker, str):
+        raise CheckerError("a rule names no checker")
+    decide = _prepare(checker, kwargs, "", suite="ifeval", fixed=False, checkers=checkers)
+    if checker not in (checkers or {}):
+        decide("word")
+
+
 def _prepare(
     name: str,
     kwargs: Mapping[str, Any],
