@@ -80,11 +80,12 @@ def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
 def _open_data_set(name: str) -> Records:
     need("import", "train", "datasets")
     import datasets
+    from datasets.exceptions import DatasetsError
 
     datasets.disable_progress_bars()
     try:
         splits = datasets.load_dataset(name)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as exc:
+    except (OSError, ValueError, DatasetsError) as exc:
         told = str(exc).strip().partition("\n")[0]
         raise DataError(f"{name} is no file, and no data set that can be loaded ({told}); check the name") from exc
     fingerprints = "\n".join(f"{split} {data._fingerprint}" for split, data in splits.items())
