@@ -1,7 +1,7 @@
 """Rule checkers side by side: tjd's and lm-eval's `ifeval`, strict and loose, on GPT-4's responses to IFEval.
 
-    pip install --group bench && pip install --no-deps lm-eval==0.4.13
-    python bench/checkers.py FOLDER    # with IFEval's input_data.jsonl and its input_response_data_gpt4_*.jsonl
+    pip install --group bench '.[eval]' && pip install --no-deps lm-eval==0.4.13
+    python bench/checkers.py FOLDER    # which holds IFEval's input_data.jsonl and input_response_data_gpt4_*.jsonl
 
 Prints how far the verdicts agree, responses per second of CPU time on one core (the median of several passes, taken in
 turns), and tjd's throughput over one and two processes. lm-eval downloads Punkt's parameters where it does not find
