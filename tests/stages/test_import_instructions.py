@@ -15,7 +15,14 @@ from tjd.taxonomy import verinstruct_category
 
 RULE = {"checker": "length_constraints:number_words", "kwargs": {"num_words": 3, "relation": "at least"}}
 SOFT = {"text": "Be kind.", "category": "style"}
-SHORT = "def check_following(instruction, response):\n    return len(response.split()) <= 3\n"
+SHORT = """
+def words(text):
+    return text.replace("🙂", " ").split()
+
+def check_following(instruction, response):
+    print({"'": len(words(response))})
+    return len(words(response)) <= 3
+"""
 ECHO = (
     "import re\ndef check_following(instruction, response):\n    return re.search(instruction, response) is not None\n"
 )
@@ -191,7 +198,12 @@ def test_verinstruct(tmp_path: Path) -> None:
             ("[llm] Key_Formatting: NULL", ASKED),
             ("[llm] Unheard_Of: Something.", ASKED),
         ),
-        foreign(("[rule] Repeat the request.", ECHO), ("[rule] At most three words.", SHORT), id=None, prompt="Hi"),
+        foreign(
+            ("[rule] Repeat the request.", ECHO),
+            ("[rule] At most three words.", SHORT),
+            id=None,
+            prompt=[{"role": "user", "content": "Hi"}],
+        ),
     )
     out, functions = tmp_path / "out.parquet", tmp_path / "functions.py"
     result = tjd("import", "verinstruct", source, "--functions", functions, "-o", out)
@@ -218,7 +230,9 @@ def test_verinstruct(tmp_path: Path) -> None:
     schema = pa.schema([tables.RESPONSES.field(name) for name in responses[0]])
     pq.write_table(pa.Table.from_pylist(responses, schema=schema), tmp_path / "responses.parquet")
     check = ("check", tmp_path / "responses.parquet", "-o", tmp_path / "checks.parquet")
-    assert tjd(*check, "--checkers", functions).exit_code == 0
+    result = tjd(*check, "--checkers", functions)
+    assert result.exit_code == 0
+    assert result.stdout == ""  # what the data's code prints does not get into a pipe
     rows = pq.read_table(tmp_path / "checks.parquet").to_pylist()
     assert [row["followed"] for row in rows] == [False, True, True]
     assert "unknown checker 'verinstruct:" in fails(5, *check)
@@ -249,6 +263,10 @@ def test_verinstruct_soft_needs_no_file_of_functions(tmp_path: Path) -> None:
     ("record", "message"),
     [
         ({"checkers": [], "functions": []}, "line 1 of {} lacks 'prompt'; it has checkers, functions"),
+        (
+            {"prompt": [], "checkers": [], "functions": []},
+            "'prompt' of line 1 of {} must be a text or a list of messages, not []",
+        ),
         ({"prompt": "a", "checkers": []}, "line 1 of {} lacks 'functions'; it has prompt, checkers"),
         (
             {"prompt": "a", "checkers": "x", "functions": []},

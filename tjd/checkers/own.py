@@ -7,7 +7,10 @@ cannot do that: off the main thread, and on Windows.
 
 import importlib.util
 import signal
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from functools import wraps
 from pathlib import Path
 
@@ -38,23 +41,30 @@ def load_checkers(path: str | Path) -> dict[str, Checker]:
     for name, function in found.items():
         if not isinstance(name, str) or not callable(function):
             raise CheckerError(f"{path}: CHECKERS[{name!r}] must be a function with a string for its name")
-    return {name: _stopped_in_time(function) for name, function in found.items()}
+    return {name: _guarded(function) for name, function in found.items()}
 
 
-def _stopped_in_time(function: Checker) -> Checker:
+def _guarded(function: Checker) -> Checker:
     @wraps(function)
     def run(response: str, **kwargs: object) -> bool:
-        if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        with redirect_stdout(sys.stderr), _time_limit():  # standard output is for tables
             return function(response, **kwargs)
-        before = signal.signal(signal.SIGALRM, _stop)
-        signal.setitimer(signal.ITIMER_REAL, TIMEOUT_S)
-        try:
-            return function(response, **kwargs)
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
 
     return run
+
+
+@contextmanager
+def _time_limit() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, _stop)
+    signal.setitimer(signal.ITIMER_REAL, TIMEOUT_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _stop(*_: object) -> None:

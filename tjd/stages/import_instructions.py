@@ -37,13 +37,17 @@ _CODE_PREFIX = "verinstruct:"
 _CODE_FILE = '''\
 """The code that comes with VerInstruct's hard constraints. It is from a data set: read it before you run it."""
 
-SOURCES = {sources}
+SOURCES = {{
+{sources}
+}}
 
 
 def _checker(source):
+    scope = {{}}
+
     def check(response, *, prompt):
-        scope = {{}}
-        exec(source, scope)
+        if "check_following" not in scope:
+            exec(source, scope)
         return bool(scope["check_following"](prompt, response))
 
     return check
@@ -108,7 +112,7 @@ def from_verinstruct(
         DataError: A record lacks a field, or its lists differ in length.
     """
     for place, record in records:
-        prompt = _prompt(_field(record, "prompt", place))
+        prompt = _prompt(record, place)
         checkers, functions = (_list(record, name, place) for name in ("checkers", "functions"))
         if len(checkers) != len(functions):
             raise DataError(f"{place} has {len(checkers)} checkers but {len(functions)} functions; fetch the data anew")
@@ -130,7 +134,9 @@ def keep(rows: Iterable[Row], subset: Subset) -> Iterator[Row]:
 
 def checkers_file(sources: Mapping[str, str]) -> str:
     """A Python file of checkers, as `--checkers` takes it, from code that comes with the data."""
-    return _CODE_FILE.format(sources=json.dumps(dict(sorted(sources.items())), indent=4, ensure_ascii=True))
+    return _CODE_FILE.format(
+        sources="\n".join(f"    {name!r}: {source!r}," for name, source in sorted(sources.items()))
+    )
 
 
 def _row(record: Row, place: str, *, query: str, instruction: str, constraints: list[Row], source: str | None) -> Row:
@@ -248,6 +254,11 @@ def _list(record: Row, name: str, place: str) -> list[str]:
     return value
 
 
-def _prompt(prompt: Any) -> str:
+def _prompt(record: Row, place: str) -> str:
     """A prompt is a text, or a conversation whose last message counts."""
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    prompt = _field(record, "prompt", place)
+    if isinstance(prompt, list) and prompt and isinstance(prompt[-1], dict):
+        prompt = prompt[-1].get("content")
+    if not isinstance(prompt, str):
+        raise DataError(f"'prompt' of {place} must be a text or a list of messages, not {str(record['prompt'])[:60]}")
+    return prompt
