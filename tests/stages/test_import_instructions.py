@@ -1,6 +1,7 @@
 """Import jsonl and verinstruct: foreign records become instructions, or an error that names the line."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from tests.test_cli import fails, tjd
 from tjd import tables, taxonomy
+from tjd.checkers import load_checkers, verdict
 from tjd.tables import Row
 from tjd.taxonomy import verinstruct_category
 
@@ -115,6 +117,10 @@ def test_subsets(tmp_path: Path) -> None:
         (
             {"query": "a", "constraints": [RULE | {"kind": "hard"}]},
             "the kind of a constraint of line 2 of {} is 'hard'; it must be 'rule' or 'soft'",
+        ),
+        (
+            {"query": "a", "constraints": [SOFT | {"text": 3}]},
+            "'text' of a constraint of line 2 of {} must be a text, not 3",
         ),
         ({"query": "a", "constraints": [{"category": "style"}]}, "a soft constraint of line 2 of {} has no text"),
         (
@@ -255,6 +261,9 @@ def test_verinstruct_soft_needs_no_file_of_functions(tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
     line = fails(2, "import", "verinstruct", source, "-o", out)
     assert line.startswith("VerInstruct's hard constraints are code: give --functions FILE")
+    line = fails(2, "import", "verinstruct", source, "-f", tmp_path / "no" / "where.py", "-o", out)
+    assert line == f"the folder of {tmp_path / 'no' / 'where.py'} does not exist; create it first"
+    assert not out.exists()
     assert tjd("import", "verinstruct", source, "--subset", "soft", "-o", out).exit_code == 0
     assert [each["kind"] for row in imported(out) for each in row["constraints"]] == ["soft"]
 
@@ -319,3 +328,18 @@ def test_a_source_that_does_not_exist(tmp_path: Path, monkeypatch: pytest.Monkey
 )  # fmt: skip
 def test_the_papers_categories(key: str, category: str | None) -> None:
     assert verinstruct_category(key, taxonomy.load()) == category
+
+
+def test_the_documentations_examples_run(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "rules.md").read_text(encoding="utf-8")
+    python, example = (re.search(rf"```{kind}\n(.*?)```", text, re.DOTALL) for kind in ("python", "json"))
+    assert python
+    assert example
+    (tmp_path / "my_rules.py").write_text(python[1])
+    own = load_checkers(tmp_path / "my_rules.py")
+    assert verdict("my:at_most", {"n": 4}, "text", checkers=own).followed
+    assert verdict("my:quotes_the_request", {}, "Why? So.", prompt="Why?", checkers=own).followed
+    source = jsonl(tmp_path / "in.jsonl", json.loads(example[1]))
+    assert tjd("import", "jsonl", source, "-o", tmp_path / "out.parquet").exit_code == 0
+    [row] = imported(tmp_path / "out.parquet")
+    assert row["instruction"] == "Describe a harbour.\nBe wistful.\nUse no commas.\nAt least 50 words."

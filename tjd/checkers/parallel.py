@@ -9,11 +9,12 @@ import os
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache, partial
 from itertools import chain, islice
 from multiprocessing import get_context
+from pathlib import Path
 from typing import NamedTuple
 
 from tjd.checkers.arguments import Checker
@@ -67,9 +68,9 @@ def decide(
         return
     # not forked: threads of the table reader may hold locks; deaf to Ctrl-C, which this process answers
     pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
-    waiting = deque(pool.submit(decide_lot, lot) for lot in first)
+    waiting: deque[Future[list[StrictAndLoose]]] = deque()
     try:
-        for lot in lots:
+        for lot in chain(first, lots):
             waiting.append(pool.submit(decide_lot, lot))
             if len(waiting) >= _AHEAD * workers:
                 yield from waiting.popleft().result()
@@ -89,12 +90,12 @@ def _lots(questions: Iterator[Question]) -> Iterator[list[Question]]:
 
 
 def _decide_lot(lot: Sequence[Question], suite: Suite, fixed: bool, own: str | None) -> list[StrictAndLoose]:
-    checkers = _own(own) if own else None
+    checkers = _own(own, Path(own).stat().st_mtime_ns) if own else None
     return [_decide_one(question, suite, fixed, checkers) for question in lot]
 
 
 @cache
-def _own(path: str) -> dict[str, Checker]:
+def _own(path: str, changed_ns: int) -> dict[str, Checker]:
     return load_checkers(path)
 
 

@@ -116,6 +116,8 @@ def import_verinstruct_command(
         raise ConfigError(
             "VerInstruct's hard constraints are code: give --functions FILE to write it to, or --subset soft"
         )
+    if functions is not None and not functions.parent.is_dir():
+        raise ConfigError(f"the folder of {functions} does not exist; create it first")
     sources: dict[str, str] = {}
     found = records.open_records(source)
     rows = stage.from_verinstruct(found.placed, categories.load(taxonomy), sources.__setitem__)

@@ -74,11 +74,10 @@ def from_jsonl(
     """
     ids: set[str] = set()
     for place, record in records:
-        instruction_id = record.get("instruction_id")
-        if instruction_id in ids:
-            raise DataError(f"{place} repeats the instruction_id '{instruction_id}'; keys must be unique")
-        if instruction_id is not None:
-            ids.add(instruction_id)
+        if (key := _key(record, "instruction_id")) in ids:
+            raise DataError(f"{place} repeats the instruction_id '{key}'; keys must be unique")
+        if key is not None:
+            ids.add(key)
         query, instruction = _text(record, "query", place), _text(record, "instruction", place)
         if not query and not instruction:
             raise DataError(f"{place} lacks both 'query' and 'instruction'; it has {', '.join(record) or 'nothing'}")
@@ -123,12 +122,11 @@ def from_verinstruct(
 
 def keep(rows: Iterable[Row], subset: Subset) -> Iterator[Row]:
     """Keep the constraints of a kind, the rows that have one, and of equal rows the first."""
-    seen: set[int] = set()
+    seen: set[str] = set()
     for row in rows:
         row["constraints"] = [each for each in row["constraints"] if each["kind"] in KINDS[subset]]
-        fingerprint = hash(row["instruction_id"])
-        if row["constraints"] and fingerprint not in seen:
-            seen.add(fingerprint)
+        if row["constraints"] and row["instruction_id"] not in seen:
+            seen.add(row["instruction_id"])
             yield row
 
 
@@ -140,14 +138,12 @@ def checkers_file(sources: Mapping[str, str]) -> str:
 
 
 def _row(record: Row, place: str, *, query: str, instruction: str, constraints: list[Row], source: str | None) -> Row:
-    query_id = str(record.get("query_id") or tables.text_id(query))
-    instruction_id = record.get("instruction_id") or tables.text_id(
-        query_id, instruction, json.dumps(constraints, sort_keys=True)
-    )
-    listed = [{"constraint_id": f"{instruction_id}/{place}"} | each for place, each in enumerate(constraints)]
-    own_id = record.get("id")
+    query_id = _key(record, "query_id") or tables.text_id(query)
+    digest = tables.text_id(query_id, instruction, json.dumps(constraints, sort_keys=True))
+    instruction_id = _key(record, "instruction_id") or digest
+    listed = [{"constraint_id": f"{instruction_id}/{number}"} | each for number, each in enumerate(constraints)]
     return {
-        "instruction_id": str(instruction_id),
+        "instruction_id": instruction_id,
         "query_id": query_id,
         "query": query,
         "language": _text(record, "language", place) or None,
@@ -156,7 +152,7 @@ def _row(record: Row, place: str, *, query: str, instruction: str, constraints: 
         "constraints": listed,
         "error": None,
         "cost_usd": 0.0,
-        "source_id": None if own_id is None else str(own_id),
+        "source_id": _key(record, "id"),
         "split": _text(record, "split", place) or None,
     }
 
@@ -171,21 +167,22 @@ def _constraint(given: Any, place: str, taxonomy: Mapping[str, Category], own: M
     kind = given.get("kind") or ("rule" if given.get("checker") else "soft")
     if kind not in ("rule", "soft"):
         raise DataError(f"the kind of a constraint of {place} is '{kind}'; it must be 'rule' or 'soft'")
-    constraint = {name: value for name, value in given.items() if name == "constraint_id" and value}
+    here = f"a constraint of {place}"
+    key, text, category = _key(given, "constraint_id"), _text(given, "text", here), _text(given, "category", here)
+    named = {} if key is None else {"constraint_id": key}
     if kind == "soft":
-        category = given.get("category")
-        if not given.get("text"):
+        if not text:
             raise DataError(f"a soft constraint of {place} has no text")
-        if category is not None and category not in taxonomy:
+        if category and category not in taxonomy:
             hint = nearest(category, taxonomy) or f"known: {', '.join(taxonomy)}"
             raise DataError(f"a soft constraint of {place} has the unknown category '{category}'; {hint}")
-        return constraint | _soft(given["text"], category)
+        return named | _soft(text, category or None)
     kwargs = _kwargs(given.get("kwargs"), place)
     try:
         validate(given.get("checker"), kwargs, checkers=own)
     except CheckerError as exc:
         raise DataError(f"{place}: {exc}") from exc
-    return constraint | _rule(given["checker"], kwargs, given.get("text"))
+    return named | _rule(given["checker"], kwargs, text or None)
 
 
 def _kwargs(given: Any, place: str) -> Row:
@@ -245,6 +242,11 @@ def _text(record: Row, name: str, place: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"'{name}' of {place} must be a text, not {value!r}")
     return value
+
+
+def _key(record: Row, name: str) -> str | None:
+    """A key may be a number."""
+    return None if record.get(name) is None else str(record[name])
 
 
 def _list(record: Row, name: str, place: str) -> list[str]:
