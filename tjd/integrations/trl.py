@@ -22,9 +22,8 @@ from tjd.rewards import Reward, Verdict, combine
 from tjd.tables import Row
 
 Score = Callable[[Sequence[Mapping[str, Any]]], Sequence[Verdict]]  # rows in; verdicts out, in the same order
-Check = Callable[
-    ..., tuple[bool | None, str | None]
-]  # checker, kwargs, response, prompt=...; followed or null, and why
+# checker, kwargs, response, and `prompt=` what the model was asked; followed or null, and why it is null
+Check = Callable[..., tuple[bool | None, str | None]]
 
 RECENT = 1024  # responses over which the share of failures is taken: one step of the paper
 GRACE = 64  # a share is taken of at least so many, that one early failure does not end a run
