@@ -59,7 +59,7 @@ def test_help_is_instant_in_what_it_imports():
 
 def test_every_command_explains_itself():
     for command in ("synthesize", "sample", "label", "train-judge", "eval-judge", "probe-hacks", "transfer",
-                    "score", "rl", "show", "evaluate"):  # fmt: skip
+                    "score", "rl", "check", "show", "evaluate"):  # fmt: skip
         result = tjd(command, "--help")
         assert result.exit_code == 0
         assert len(result.output) > 500
@@ -76,6 +76,22 @@ def test_the_demo_is_labelled_by_its_recorded_teacher(tmp_path):
     assert all(row["followed"] is not None and row["agreement"] >= 0.5 for row in rows)
     assert str(tmp_path) not in str(pq.read_schema(out).metadata)
     assert str(DEMO) not in str(pq.read_schema(out).metadata)
+
+
+def test_labels_of_rules_may_come_from_ones_own_checkers(tmp_path):
+    own = tmp_path / "my_rules.py"
+    own.write_text("def asks(response, *, prompt):\n    return prompt in response\nCHECKERS = {'my:asks': asks}\n")
+    rule = {"constraint_id": "c", "kind": "rule", "category": None, "text": None, "checker": "my:asks", "kwargs": None}
+    rows = [
+        {"response_id": text, "query": "Why?", "instruction": "Why? Ask back.", "constraints": [rule], "response": text}
+        for text in ("Why? Ask back. Yes.", "Why?")
+    ]
+    schema = pa.schema([tables.RESPONSES.field(name) for name in rows[0]])
+    table, out = write(tmp_path / "in.parquet", rows, schema), tmp_path / "out.parquet"
+    assert tjd("label", table, "-t", RECORDED, "--checkers", own, "-o", out).exit_code == 0
+    assert [row["followed"] for row in pq.read_table(out).to_pylist()] == [True, False]
+    assert json.loads(pq.read_schema(out).metadata[b"tjd"])["inputs"]["checkers"] == tables.file_digest(own)
+    assert "unknown checker 'my:asks'" in fails(5, "label", table, "-t", RECORDED, "-o", out)
 
 
 def test_the_same_command_gives_the_same_bytes(tmp_path):

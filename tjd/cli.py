@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tjd.commands import bench, benchmarks, compare, data, judges, policy, trust
+from tjd.commands import bench, benchmarks, compare, data, judges, policy, rules, trust
 from tjd.commands.terminal import require_known, say
 from tjd.errors import ConfigError, TjdError
 
@@ -41,7 +41,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
 )
-for group in (data, judges, compare, trust, policy, benchmarks, bench):
+for group in (data, judges, compare, trust, policy, rules, benchmarks, bench):
     app.add_typer(group.app)
 
 

@@ -5,7 +5,7 @@ config file, and part of the provenance of what the command writes.
 """
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tjd.errors import ConfigError
 
@@ -18,6 +18,7 @@ Mode = Literal["pointwise", "batch"]
 SoftReward = Literal["verdict", "score"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 TransferMetric = Literal["auroc", "balanced_accuracy"]
+Suite = Literal["ifeval", "ifbench", "iftrain", "multi_if"]
 SplitChoice = Literal["train", "validation", "test", "all"]
 Subset = Literal["hard", "soft", "mix"]
 
@@ -128,6 +129,23 @@ class LabelConfig:
             raise ConfigError(f"--mode must be pointwise or batch, not '{self.mode}'")
         _at_least(self, 1, "votes", "max_tokens")
         _at_least(self, 0, "temperature")
+        _share(self, "max_invalid")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckConfig:
+    """Settings of `tjd check`."""
+
+    suite: Suite = flag("ifeval", "Whose revision of IFEval's 25 checkers decides; every suite knows the others, too.")
+    fixed: bool = flag(False, "Mend what is known to be wrong with the official checkers (docs/rules.md).")
+    workers: int = flag(0, "Processes; 0 takes one per core. The table does not depend on it.")
+    max_invalid: float = flag(0.05, "Exit 5 above this share of null verdicts; the table is written.")
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.suite not in get_args(Suite):
+            raise ConfigError(f"--suite must be one of {', '.join(get_args(Suite))}, not '{self.suite}'")
+        _at_least(self, 0, "workers")
         _share(self, "max_invalid")
 
 

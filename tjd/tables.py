@@ -101,6 +101,15 @@ SCORES = pa.schema(
         "error": pa.string(),  # why `followed` is null: "abstained", or why the judge failed
     }
 )
+CHECKS = pa.schema(
+    {
+        "response_id": pa.string(),  # unique together with constraint_id
+        "constraint_id": pa.string(),
+        "followed": pa.bool_(),  # of the response as it is; null if the checker could not decide
+        "followed_loose": pa.bool_(),  # also accepts it less its first or last line, or less its asterisks
+        "error": pa.string(),  # why a verdict is null
+    }
+)
 METRICS = pa.schema(
     {
         "judge": pa.string(),
@@ -186,6 +195,7 @@ KEYS = {
     "responses": (RESPONSES, ("response_id",)),
     "labels": (LABELS, ("response_id", "constraint_id")),
     "scores": (SCORES, ("response_id", "constraint_id")),
+    "checks": (CHECKS, ("response_id", "constraint_id")),
     "metrics": (METRICS, ("judge", "category", "metric")),
     "benchmark_instructions": (BENCHMARK_INSTRUCTIONS, ("instruction_id",)),
     "evaluations": (EVALUATIONS, ("model", "instruction_id")),

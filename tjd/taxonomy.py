@@ -3,8 +3,9 @@
 Source: the paper's appendix D, tables 6 and 7. `data/taxonomy.toml` is the one place; a user may bring another file.
 """
 
+import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -66,3 +67,23 @@ def choose(taxonomy: dict[str, Category], names: Iterable[str]) -> tuple[str, ..
             hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(taxonomy)}"
             raise ConfigError(f"unknown category '{name}'; {hint}")
     return chosen
+
+
+def verinstruct_category(key: str, taxonomy: Mapping[str, Category]) -> str | None:
+    """The category of a VerInstruct key; null if none names it.
+
+    The paper shortens some keys: "Special_Format" stands for the data's "Special_Output_Format". So a taxonomy's key
+    matches one that has all of its words; of several, the one with the most words.
+    """
+    found = _words(key)
+    matching = [
+        (len(_words(known)), name)
+        for name, category in taxonomy.items()
+        for known in category.verinstruct
+        if _words(known) <= found
+    ]
+    return max(matching)[1] if matching else None
+
+
+def _words(key: str) -> set[str]:
+    return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+", key)}

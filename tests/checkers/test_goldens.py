@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from tjd.checkers import SUITES, Suite, Verdict, strict_and_loose, verdict
+from tjd.checkers.arguments import read_signature
 
 OWN = Path(__file__).parents[1] / "golden" / "checkers.jsonl"
 CASES = [json.loads(line) for line in OWN.read_text(encoding="utf-8").splitlines()]
 OPTIONS = ("suite", "mode", "fixed")
+MENDED = {checker for suite in SUITES.values() for checker, run in suite.items() if read_signature(run).can_be_fixed}
 # the official tagger's weights are in no package; the one we use names another tag in these texts
 OTHER_TAGGER = ("words:start_verb", {"Make sure you eat.", "Are you there?"})
 
@@ -35,6 +38,24 @@ def test_own_goldens_cover_every_checker_three_ways() -> None:
             expected[case["checker"]][case["expected"]] += 1
             expected[case["checker"]]["empty"] += case["response"] == ""
     assert all(counts[True] and counts[False] and counts["empty"] for counts in expected.values())
+
+
+def test_the_documentation_lists_what_fixed_mends() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "rules.md").read_text(encoding="utf-8")
+    section = text.partition("## What `--fixed` mends")[2].partition("\nNot mended")[0]
+    first_cells = [line.split(" | ")[0] for line in section.splitlines() if line.startswith("| `")]
+    assert sorted(re.findall(r"`(\S+:\S+)`", " ".join(first_cells))) == sorted(MENDED)
+
+
+def test_own_goldens_show_what_fixed_mends() -> None:
+    """Every checker with a mended variant has a case on which that variant and the official behaviour differ."""
+    shown = set()
+    for case in CASES:
+        if case.get("fixed"):
+            options = {name: case[name] for name in OPTIONS if name in case and name != "fixed"}
+            official = verdict(case["checker"], case["kwargs"], case["response"], **options)
+            shown |= {case["checker"]} if official.followed is not case["expected"] else set()
+    assert shown >= MENDED
 
 
 def official_rows(suite: Suite) -> list[dict[str, Any]]:
@@ -62,8 +83,6 @@ def test_agrees_with_official_verdicts(suite: Suite) -> None:
 
 @pytest.mark.parametrize("suite", ["ifeval", "iftrain"])
 def test_regex_agrees_with_re_on_official_keywords(suite: Suite) -> None:
-    import re
-
     import regex
 
     for row in official_rows(suite)[::7]:

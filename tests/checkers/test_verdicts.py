@@ -8,12 +8,25 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.checkers.checker_cases import CHECKERS, valid_kwargs
-from tjd.checkers import SUITES, check, load_checkers, strict_and_loose, verdict
+from tjd.checkers import (
+    SUITES,
+    check,
+    ifbench_custom,
+    ifbench_format,
+    ifbench_words,
+    ifeval,
+    iftrain,
+    load_checkers,
+    multi_if,
+    strict_and_loose,
+    verdict,
+)
 from tjd.checkers.loose import loose_variants
+from tjd.config import Suite
 from tjd.errors import CheckerError, MissingExtraError
 
 CASES = [
@@ -67,6 +80,24 @@ values = st.one_of(
     st.lists(texts, max_size=3),
     st.sampled_from(["less than", "at least", "c++", "(", "a|b", "(a*)*b", "[[a]", "\\"]),
 )
+
+
+# family -> (suite, its checkers)
+FAMILIES: dict[str, tuple[Suite, list[str]]] = {
+    "ifeval": ("ifeval", sorted(ifeval.CHECKERS)),
+    "ifbench": ("ifbench", sorted(ifbench_words.CHECKERS | ifbench_format.CHECKERS | ifbench_custom.CHECKERS)),
+    "iftrain": ("iftrain", sorted(iftrain.CHECKERS)),
+    "multi_if": ("multi_if", sorted(multi_if.CHECKERS)),
+}
+
+
+def kindred(value: object) -> st.SearchStrategy[object]:
+    """Values of the same type as a valid one, so that most of them get past the check of the kwargs."""
+    if isinstance(value, int):
+        return st.integers(0, 12)
+    if isinstance(value, list):
+        return st.lists(texts.filter(bool), min_size=1, max_size=3)
+    return texts.filter(bool)
 
 
 def test_counts_of_types() -> None:
@@ -152,16 +183,36 @@ def test_strict_and_loose_is_both_checks() -> None:
         assert strict_and_loose(*arguments, **options) == both
 
 
-@settings(max_examples=400, deadline=None)
-@given(data=st.data(), checker=st.sampled_from(CHECKERS), response=texts, suite=st.sampled_from(sorted(SUITES)))
-def test_nothing_but_checker_errors(data: st.DataObject, checker: str, response: str, suite: str) -> None:
-    kwargs = {name: data.draw(st.just(value) | values) for name, value in valid_kwargs(checker).items()}
-    fixed, mode = data.draw(st.booleans()), data.draw(st.sampled_from(["strict", "loose"]))
+def nothing_but_checker_errors(family: str, data: st.DataObject) -> None:
+    """A checker gives True or False, or raises a CheckerError, whatever its kwargs and the response."""
+    suite, checkers = FAMILIES[family]
+    checker = data.draw(st.sampled_from(checkers))
+    kwargs = {
+        name: data.draw(st.just(value) | kindred(value) | values) for name, value in valid_kwargs(checker).items()
+    }
+    response, fixed, mode = data.draw(texts), data.draw(st.booleans()), data.draw(st.sampled_from(["strict", "loose"]))
     with suppress(CheckerError):
         assert check(checker, kwargs, response, suite=suite, fixed=fixed, mode=mode) in (True, False)
     found = verdict(checker, kwargs, response, suite=suite, fixed=fixed, mode=mode)
     assert (found.reason is None) == (found.followed is not None)
     assert "\n" not in str(found.reason)
+    both = strict_and_loose(checker, kwargs, response, suite=suite, fixed=fixed)
+    assert found == both[mode == "loose"] or both[0].followed is None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=120, deadline=None)
+@given(data=st.data())
+def test_nothing_but_checker_errors(family: str, data: st.DataObject) -> None:
+    nothing_but_checker_errors(family, data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=10_000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_nothing_but_checker_errors_in_ten_thousand_cases(family: str, data: st.DataObject) -> None:
+    nothing_but_checker_errors(family, data)
 
 
 @settings(max_examples=150, deadline=None)

@@ -19,7 +19,7 @@ STYLE = {"constraint_id": "s", "kind": "soft", "category": "style", "text": "kin
 STRUCTURE = STYLE | {"constraint_id": "t", "category": "structure", "text": "a list"}
 
 
-def check(checker, kwargs, response):
+def check(checker, kwargs, response, *, prompt):
     return (len(response) <= kwargs["n"], None) if checker == "short" else (None, f"no checker {checker}")
 
 

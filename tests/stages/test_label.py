@@ -47,7 +47,7 @@ def response(key: str, *constraints: Row, text: str | None = "words", **more: An
     return {"response_id": key, "query": "what?", "response": text, "constraints": list(constraints), **more}
 
 
-def check(checker: str, kwargs: Mapping[str, Any], text: str) -> tuple[bool | None, str | None]:
+def check(checker: str, kwargs: Mapping[str, Any], text: str, *, prompt: str | None) -> tuple[bool | None, str | None]:
     return (len(text) <= kwargs["n"], None) if checker == "at_most" else (None, f"no checker {checker}")
 
 

@@ -34,7 +34,7 @@ INSTRUCTIONS = [
 ]
 
 
-def check(checker, kwargs, response):
+def check(checker, kwargs, response, *, prompt):
     return response.count("a") >= kwargs["n"], None
 
 

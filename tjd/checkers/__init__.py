@@ -5,6 +5,18 @@ modes at once. Importing this package loads no language models: those come with 
 """
 
 from tjd.checkers.arguments import Checker
-from tjd.checkers.verdicts import SUITES, Mode, Suite, Verdict, check, load_checkers, strict_and_loose, verdict
+from tjd.checkers.own import load_checkers
+from tjd.checkers.verdicts import SUITES, Mode, Suite, Verdict, check, strict_and_loose, validate, verdict
 
-__all__ = ["SUITES", "Checker", "Mode", "Suite", "Verdict", "check", "load_checkers", "strict_and_loose", "verdict"]
+__all__ = [
+    "SUITES",
+    "Checker",
+    "Mode",
+    "Suite",
+    "Verdict",
+    "check",
+    "load_checkers",
+    "strict_and_loose",
+    "validate",
+    "verdict",
+]

@@ -51,10 +51,17 @@ def letter_frequency(response: str, *, letter: Filled, let_frequency: Count, let
     return is_relation_met(count, let_relation, let_frequency)
 
 
-def old_letter_frequency(response: str, *, letter: Filled, let_frequency: Count, let_relation: Relation) -> bool:
-    """The 2023 revision of `letter_frequency`, which draws another letter at random for any but a to z."""
-    if len(letter) > 1 or not "a" <= letter.lower() <= "z":
-        raise CheckerError(f"letter must be one of a to z, not {letter!r}; suite ifeval takes any character")
+def old_letter_frequency(
+    response: str, *, letter: Filled, let_frequency: Count, let_relation: Relation, fixed: bool = False
+) -> bool:
+    """The 2023 revision of `letter_frequency`, which draws another letter at random for any but a to z.
+
+    Fixed: any character is counted.
+    """
+    if not fixed and (len(letter) > 1 or not "a" <= letter.lower() <= "z"):
+        raise CheckerError(
+            f"letter must be one of a to z, not {letter!r}; suite ifeval, or fixed=True, takes any character"
+        )
     return letter_frequency(response, letter=letter, let_frequency=let_frequency, let_relation=let_relation)
 
 
@@ -193,9 +200,9 @@ def capital_word_frequency(response: str, *, capital_frequency: int, capital_rel
     return is_relation_met(capitals, capital_relation, capital_frequency)
 
 
-def english_capital(response: str) -> bool:
-    """English, all in capitals."""
-    return response.isupper() and languages.detect(response) in ("en", None)
+def english_capital(response: str, *, fixed: bool = False) -> bool:
+    """English, all in capitals. Fixed: its language is that of the same text in small letters, which langdetect knows."""
+    return response.isupper() and languages.detect(response.lower() if fixed else response) in ("en", None)
 
 
 def english_lowercase(response: str) -> bool:

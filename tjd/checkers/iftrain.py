@@ -21,12 +21,15 @@ _ASCII_LETTER = re.compile(r"[a-zA-Z]")
 _NO_WORD_CHARACTER = re.compile(r"[^\w\s]")
 
 
-def repeat_phrase(response: str, *, phrase: Filled, small_n: Positive) -> bool:
-    """Exactly so many variations of a phrase: its first and last word stand, exactly one word differs."""
+def repeat_phrase(response: str, *, phrase: Filled, small_n: Positive, fixed: bool = False) -> bool:
+    """Exactly so many variations of a phrase: its first and last word stand, exactly one word differs.
+
+    Fixed: these two words are literal, not regular expressions.
+    """
     words = phrase.split()
     if not words:
         raise CheckerError("phrase must have a word")
-    found = [text for line in response.split("\n") for text in _between(words[0], words[-1], line)]
+    found = [text for line in response.split("\n") for text in _between(words[0], words[-1], line, fixed)]
     return len(found) == small_n and all(_differs_in_one_word(text.split(), words) for text in found)
 
 
@@ -185,9 +188,9 @@ def _same(text: str, wanted: str) -> bool:
     return text.strip().lower() == wanted.strip().lower()
 
 
-def _between(first: str, last: str, line: str) -> Iterator[str]:
+def _between(first: str, last: str, line: str, literal: bool) -> Iterator[str]:
     """Yield the shortest stretches `first ... last` of a line, one after the other; both may be regular expressions."""
-    if not (first + last).isalnum():
+    if not literal and not (first + last).isalnum():
         yield from (found[0] for found in patterns.find_all(f"{first} .*? {last}", line))
         return
     end = 0  # the same by plain search, which does not slow down where the last word is missing

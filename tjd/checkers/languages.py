@@ -118,7 +118,7 @@ def _draw(ngrams: list[int], profiles: _Profiles, generator: random.Random) -> n
     return weights_L
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=16)
 def detect(text: str) -> str | None:
     """Tell the most likely language, in langdetect's codes ("en", "zh-cn"); None for a text without a letter to go by.
 

@@ -1,8 +1,8 @@
 """Regular expressions that come from data: compiled once, and stopped when they run away.
 
 The official checkers paste keywords into regular expressions unescaped. A keyword of plain characters runs in `re`;
-one that could backtrack without end runs in the `regex` package under a time limit. The two engines agree but for the
-odd corner (`regex` counts combining marks as word characters).
+one that could backtrack without end, or is very long, runs in the `regex` package under a time limit. The two engines
+agree but for the odd corner (`regex` counts combining marks as word characters).
 """
 
 import re
@@ -15,13 +15,14 @@ from tjd.errors import CheckerError
 
 TIMEOUT_S = 2.0
 _CAN_RUN_AWAY = frozenset("*+?{([")
+_LONG = 200  # characters from which on even a plain one takes its time on a long text
 
 
 @lru_cache(maxsize=4096)
 def _compile(source: str, before: str, after: str, flags: int) -> tuple[Any, bool]:
     """Compile before + source + after; the second value says whether it needs the time limit."""
     engine: Any = re
-    if timed := not _CAN_RUN_AWAY.isdisjoint(source):
+    if timed := len(source) > _LONG or not _CAN_RUN_AWAY.isdisjoint(source):
         engine = import_extra("regex")
     try:
         return engine.compile(before + source + after, flags), timed

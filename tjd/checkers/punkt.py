@@ -164,7 +164,7 @@ def _with_closers(text: str, spans: Sequence[tuple[int, int]]) -> Iterator[str]:
             yield text[begin:end]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def sentences(text: str) -> tuple[str, ...]:
     """Split a text into Punkt sentences.
 

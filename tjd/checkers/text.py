@@ -89,7 +89,7 @@ def _protect_and_break(found: re.Match[str]) -> str:
     return found.group().replace(".", _PROTECTED) + _BREAK
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def heuristic_sentences(text: str) -> tuple[str, ...]:
     """Split into sentences by IFTrain's rules of thumb: every `?`, `!` and unprotected dot ends one."""
     text = f" {text}  ".replace("\n", " ")

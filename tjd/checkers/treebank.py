@@ -41,7 +41,7 @@ def _split_fused(found: re.Match[str]) -> str:
     return f" {first} {second} "
 
 
-@lru_cache(maxsize=1024)  # loose variants share their sentences
+@lru_cache(maxsize=256)  # loose variants share their sentences
 def sentence_tokens(sentence: str) -> tuple[str, ...]:
     """Split one sentence into tokens."""
     text = _OPENING.sub(_space_opening, sentence)
@@ -60,7 +60,7 @@ def sentence_tokens(sentence: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def tokens(text: str) -> tuple[str, ...]:
     """Split a text into sentences, and those into tokens.
 

@@ -1,19 +1,17 @@
 """Verdicts of rule constraints: a checker's id, its kwargs and a response in; followed, or why not decidable, out."""
 
-import importlib.util
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from tjd.checkers import ifbench_custom, ifbench_format, ifbench_words, ifeval, iftrain, multi_if
-from tjd.checkers.arguments import Checker, bind, nearest
+from tjd.checkers.arguments import Checker, bind, nearest, read_signature
 from tjd.checkers.loose import loose_variants
 from tjd.checkers.text import is_blank
+from tjd.config import Suite
 from tjd.errors import CheckerError, TjdError
 
 Mode = Literal["strict", "loose"]
-Suite = Literal["ifeval", "ifbench", "iftrain", "multi_if"]
 
 _OLD_IFEVAL = ifeval.CHECKERS | {"keywords:letter_frequency": ifeval.old_letter_frequency}
 _OTHERS = ifbench_words.CHECKERS | ifbench_format.CHECKERS | ifbench_custom.CHECKERS | iftrain.CHECKERS
@@ -48,8 +46,8 @@ def check(
     Args:
         checker: Its id, such as "keywords:existence".
         kwargs: Its kwargs; None entries are dropped, 0, False and "" are values.
-        response: The response as it is. A blank one follows nothing (in Multi-IF's strict mode it is checked).
-        prompt: The query; no checker of today looks at it.
+        response: The response as it is. A blank one follows nothing (in Multi-IF's strict mode it is checked, unless fixed).
+        prompt: What the model was asked, for a checker that has a kwarg of this name; none of ours has.
         mode: "loose" also accepts the response less its first or last line, or less its asterisks.
         suite: Every suite knows every checker; it selects whose revision of IFEval's 25 decides.
         fixed: Mend what is known to be wrong with the official checkers.
@@ -59,8 +57,8 @@ def check(
         CheckerError: The checker is unknown, its kwargs are wrong, or it cannot decide.
         MissingExtraError: The checker needs packages that are not installed.
     """
-    decide = _prepare(checker, kwargs, suite=suite, fixed=fixed, checkers=checkers)
-    return _strict(decide, response, suite) if mode == "strict" else _loose(decide, response)
+    decide = _prepare(checker, kwargs, prompt, suite=suite, fixed=fixed, checkers=checkers)
+    return _strict(decide, response, suite, fixed) if mode == "strict" else _loose(decide, response)
 
 
 def verdict(
@@ -88,14 +86,15 @@ def strict_and_loose(
     kwargs: Mapping[str, Any],
     response: str,
     *,
+    prompt: str | None = None,
     suite: Suite = "ifeval",
     fixed: bool = False,
     checkers: Mapping[str, Checker] | None = None,
 ) -> tuple[Verdict, Verdict]:
     """Give both verdicts at the cost of little more than one: a response that passes as it is passes loosely too."""
     try:
-        decide = _prepare(checker, kwargs, suite=suite, fixed=fixed, checkers=checkers)
-        strict = _strict(decide, response, suite)
+        decide = _prepare(checker, kwargs, prompt, suite=suite, fixed=fixed, checkers=checkers)
+        strict = _strict(decide, response, suite, fixed)
         if strict and not is_blank(response):
             return Verdict(True), Verdict(True)
     except Exception as error:
@@ -107,35 +106,24 @@ def strict_and_loose(
         return Verdict(strict), Verdict(None, _reason(checker, error))
 
 
-def load_checkers(path: str | Path) -> dict[str, Checker]:
-    """Load a user's own checkers from a Python file with `CHECKERS = {"name": function}`, to be passed to `check`.
-
-    A function takes the response and its kwargs by name, and returns a bool.
+def validate(checker: str | None, kwargs: Mapping[str, Any], *, checkers: Mapping[str, Checker] | None = None) -> None:
+    """See that a checker exists and takes its kwargs, by trying it on a word; a user's own checker is not run.
 
     Raises:
-        CheckerError: The file does not load, or has no such dict.
+        CheckerError: It does not exist, or does not take them.
+        MissingExtraError: The checker needs packages that are not installed.
     """
-    path = Path(path)
-    spec = importlib.util.spec_from_file_location(f"tjd_user_{path.stem}", path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise CheckerError(f"no Python file at {path}; --checkers takes one with a dict CHECKERS")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise CheckerError(f"{path} does not load: {type(error).__name__}: {error}") from error
-    found = getattr(module, "CHECKERS", None)
-    if not isinstance(found, dict) or not found:
-        raise CheckerError(f'{path} has no dict CHECKERS; add CHECKERS = {{"name": function}}')
-    for name, function in found.items():
-        if not isinstance(name, str) or not callable(function):
-            raise CheckerError(f"{path}: CHECKERS[{name!r}] must be a function with a string for its name")
-    return dict(found)
+    if not isinstance(checker, str):
+        raise CheckerError("a rule names no checker")
+    decide = _prepare(checker, kwargs, "", suite="ifeval", fixed=False, checkers=checkers)
+    if checker not in (checkers or {}):
+        decide("word")
 
 
 def _prepare(
     name: str,
     kwargs: Mapping[str, Any],
+    prompt: str | None,
     *,
     suite: Suite,
     fixed: bool,
@@ -149,11 +137,13 @@ def _prepare(
         known = [*(checkers or {}), *SUITES[suite]]
         hint = nearest(name, known) or "see tjd.checkers.SUITES, or add your own with --checkers"
         raise CheckerError(f"unknown checker {name!r}; {hint}")
+    if prompt is not None and "prompt" in read_signature(function).kinds:
+        kwargs = {**kwargs, "prompt": prompt}
     return partial(function, **bind(name, function, kwargs, fixed=fixed))
 
 
-def _strict(decide: Checker, response: str, suite: Suite) -> bool:
-    if is_blank(response) and not (suite == "multi_if" and response):
+def _strict(decide: Checker, response: str, suite: Suite, fixed: bool) -> bool:
+    if is_blank(response) and (suite != "multi_if" or fixed or not response):
         return False
     return _as_bool(decide(response))
 

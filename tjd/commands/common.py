@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from rich.progress import Progress
 
+    from tjd.checkers import Checker
     from tjd.prompts import Prompt
     from tjd.tables import Row, Table
     from tjd.teacher import Teacher, Usage
@@ -31,6 +32,9 @@ Judges = Annotated[
 ]
 Figure = Annotated[Path | None, typer.Option("--figure", help="Draw it too: a file that ends in .svg, .png or .pdf.")]
 MetricsOut = Annotated[str | None, typer.Option("--out", "-o", help="Parquet file for the metrics.")]
+Checkers = Annotated[
+    Path | None, typer.Option("--checkers", help="Python file with checkers of your own: CHECKERS = {name: function}.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -148,6 +152,16 @@ def open_models(command: str, names: Sequence[str], backend: BackendConfig) -> "
     from tjd.teacher import open_teacher
 
     return [open_teacher(name, backend, cache_folder()) for name in names]
+
+
+def own_checkers(path: Path | None) -> "tuple[dict[str, Checker] | None, dict[str, str]]":
+    """The checkers of a user's file, and its digest for the provenance."""
+    if path is None:
+        return None, {}
+    from tjd import tables
+    from tjd.checkers import load_checkers
+
+    return load_checkers(path), {"checkers": tables.file_digest(path)}
 
 
 def used(usage: "Usage") -> str:

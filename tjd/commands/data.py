@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 
-from tjd.commands.common import AsJson, Limit, Out, Taxonomy, Where, open_models, rows_of, write
+from tjd.commands.common import AsJson, Checkers, Limit, Out, Taxonomy, Where, open_models, own_checkers, rows_of, write
 from tjd.commands.terminal import require_known
 from tjd.config import BackendConfig, LabelConfig, SampleConfig, SynthesizeConfig
 from tjd.flags import flags
@@ -84,6 +85,7 @@ def label_command(
     out: Out,
     config: LabelConfig,
     backend: BackendConfig,
+    checkers: Checkers = None,
     where: Where = [],  # noqa: B006
     limit: Limit = 0,
 ) -> None:
@@ -91,19 +93,32 @@ def label_command(
 
     A verdict that cannot be read is null with a reason in `error`, never a "no".
     """
-    from tjd import checkers, prompts, tables
+    from tjd import prompts, tables
+    from tjd.checkers import verdict
     from tjd.stages import label as stage
     from tjd.teacher.verdicts import VARIABLES
 
+    own, digests = own_checkers(checkers)
     prompt = prompts.load(f"label.{config.mode}.v1", VARIABLES[config.mode])
     again = prompts.load("again.v1", ["reason"])
     table = tables.open_table(responses, "responses", need=stage.NEED)
     schema = tables.output_schema("labels", like=table.schema, drop=["constraints"])
     [teacher] = open_models("label", [config.teacher], backend)
-    rows = stage.label(rows_of(table, where, limit), prompt, again, teacher.ask, config, checkers.verdict)
-    inputs, templates = {"responses": table}, [prompt, again]
+    check = partial(verdict, checkers=own)
+    rows = stage.label(rows_of(table, where, limit), prompt, again, teacher.ask, config, check)
+    inputs, templates, chosen = {"responses": table}, [prompt, again], (where, limit)
     written = write(
-        rows, out, schema, "label", config, inputs, templates, [teacher], chosen=(where, limit), null="followed"
+        rows,
+        out,
+        schema,
+        "label",
+        config,
+        inputs,
+        templates,
+        [teacher],
+        digests=digests,
+        chosen=chosen,
+        null="followed",
     )
     written.require_valid(config.max_invalid)
 

@@ -1,13 +1,16 @@
 """Commands about the policy: rl."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tjd.commands.common import Judges, Limit, OutFolder, Where, rows_of
+from tjd.commands.common import Checkers, Limit, OutFolder, Where, own_checkers, rows_of
 from tjd.commands.terminal import progress, require_known, say
 from tjd.config import RL_PRESETS, ProbeHacksConfig, RlConfig
+from tjd.errors import ConfigError
 from tjd.extras import need
 from tjd.flags import flags
 
@@ -35,11 +38,15 @@ def _preset(ctx: typer.Context, name: str | None) -> str | None:
 def rl_command(
     instructions: Annotated[str, typer.Argument(help="Instructions with their constraints: Parquet or `-`.")],
     out: OutFolder,
-    judges: Judges,
     config: RlConfig,
+    judges: Annotated[
+        Path | None,
+        typer.Option("--judges", "-j", help="Folder that `tjd train-judge` wrote; rules alone need none."),
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help="`paper`: the settings of its Table 4.", callback=_preset, is_eager=True)
     ] = None,
+    checkers: Checkers = None,
     where: Where = [],  # noqa: B006
     limit: Limit = 0,
 ) -> None:
@@ -50,30 +57,34 @@ def rl_command(
     `metrics.parquet`. The same command again goes on from the last checkpoint.
     """
     need("rl", "rl", "torch", "transformers", "peft", "trl", "datasets")
-    from tjd import checkers, tables
+    from tjd import tables
+    from tjd.checkers import verdict
     from tjd.judge import ensemble
     from tjd.stages import rl as stage
 
+    own, digests = own_checkers(checkers)
     table = tables.open_table(
         instructions, "instructions", need=("instruction_id", "query", "instruction", "constraints")
     )
-    judge = ensemble.load(judges, dtype=config.dtype)
-    digests = {
-        "instructions": tables.text_id(table.digest, *where, str(limit)),
-        "judges": tables.file_digest(judges / ensemble.MANIFEST),
-    }
+    digests["instructions"] = tables.text_id(table.digest, *where, str(limit))
     rows = list(rows_of(table, where, limit))
-    covered = [row for row in rows if judge.covers(row["constraints"] or ())]
+    if judges is None:
+        _require_rules_alone(rows)
+        score, covered = (lambda softs: []), rows
+    else:
+        judge = ensemble.load(judges, dtype=config.dtype)
+        digests["judges"] = tables.file_digest(judges / ensemble.MANIFEST)
+        score, covered = judge.score, [row for row in rows if judge.covers(row["constraints"] or ())]
+        _probe(judge, covered, config)
     if len(covered) < len(rows):
         say(f"rl: {len(rows) - len(covered)} of {len(rows)} instructions left out: no judge covers their category")
-    _probe(judge, covered, config)
     with progress() as bars:
         metrics = stage.rl(
             covered,
             config,
             out,
-            score=judge.score,
-            check=checkers.verdict,
+            score=score,
+            check=partial(verdict, checkers=own),
             inputs=digests,
             on_step=_rewards(bars, config.steps),
         )
@@ -96,6 +107,15 @@ def _probe(judge: "Ensemble", rows: "Sequence[Row]", config: RlConfig) -> None:
             told = f"accepts {row['value']:.0%} of the hack probes, {worst['value']:.0%} of '{name}'"
             say(f"rl: the judge of {row['category']} {told}")
     stage.require_few(metrics, config.max_false_accept)
+
+
+def _require_rules_alone(rows: "Iterable[Row]") -> None:
+    for row in rows:
+        if any(constraint["kind"] == "soft" for constraint in row["constraints"] or ()):
+            raise ConfigError(
+                f"the instruction '{row['instruction_id']}' has soft constraints: give --judges FOLDER to decide them, "
+                "or import it with --subset hard"
+            )
 
 
 def _rewards(bars: "Progress", n_steps: int) -> Callable[[Mapping[str, Any]], None]:

@@ -22,7 +22,8 @@ from tjd.rewards import ABSTAINED, Reward, Verdict, combine
 from tjd.tables import Row
 
 Score = Callable[[Sequence[Mapping[str, Any]]], Sequence[Verdict]]  # rows in; verdicts out, in the same order
-Check = Callable[[str, Mapping[str, Any], str], tuple[bool | None, str | None]]  # checker, kwargs, response
+# checker, kwargs, response, and `prompt=` what the model was asked; followed or null, and why it is null
+Check = Callable[..., tuple[bool | None, str | None]]
 
 RECENT = 1024  # responses over which the share of failures is taken: one step of the paper
 GRACE = 64  # a share is taken of at least so many, that one early failure does not end a run
@@ -38,7 +39,7 @@ def reward_function(
     Args:
         score: Judges soft constraints. Called once per batch with its distinct rows (`query`, `instruction`, `response`,
             `constraint`, `category`, `constraint_id`); not called when there is none.
-        check: Decides a rule constraint: followed or null, and why it is null.
+        check: Decides a rule constraint, as `tjd.checkers.verdict` does: followed or null, and why it is null.
         soft_reward: What a soft constraint gives: 1 or 0 by its `verdict`, or its `score`, abstain band or not.
         max_failed: Largest share of the last `RECENT` responses that may be without a reward.
 
@@ -171,7 +172,7 @@ def _checked(row: Row, check: Check) -> Verdict:
         kwargs = json.loads(row["kwargs"] or "{}")
     except json.JSONDecodeError as exc:
         return Verdict(None, error=f"kwargs of {row['checker']} are not JSON: {exc}")
-    followed, error = check(row["checker"], kwargs, row["response"])
+    followed, error = check(row["checker"], kwargs, row["response"], prompt=row["instruction"])
     return Verdict(followed, error=error)
 
 

@@ -20,8 +20,8 @@ from tjd.teacher.verdicts import once_more, read, verdict_request
 NEED = ("response_id", "query", "response", "constraints")
 TIED = "votes are tied"
 
-Check = Callable[[str, Mapping[str, Any], str], tuple[bool | None, str | None]]
-"""Checker, kwargs and response; whether the rule is followed, or null and the reason."""
+Check = Callable[..., tuple[bool | None, str | None]]
+"""Checker, kwargs, response, and `prompt=` what the model was asked; whether the rule is followed, or null and why."""
 
 Constraint = Mapping[str, Any]
 
@@ -135,7 +135,8 @@ def _unasked(row: Row, constraint: Constraint, mode: Mode, check: Check) -> Opin
         kwargs = json.loads(constraint["kwargs"] or "{}")
     except ValueError:
         return Opinion(how, error="the kwargs of the rule are not JSON")
-    followed, error = check(constraint["checker"], kwargs, row["response"])
+    prompt = row.get("instruction") or row["query"]
+    followed, error = check(constraint["checker"], kwargs, row["response"], prompt=prompt)
     return Opinion(how, followed=followed, error=error)
 
 

@@ -233,7 +233,9 @@ def card(manifest: Mapping[str, Any]) -> str:
 def _how(manifest: Mapping[str, Any]) -> str:
     if manifest["head"] == "probe":
         layers = sorted(set(manifest["first_layers"].values()))
-        return f"logistic regression on hidden states that enter layer {', '.join(map(str, layers))} of the frozen model"
+        return (
+            f"logistic regression on hidden states that enter layer {', '.join(map(str, layers))} of the frozen model"
+        )
     return "full fine-tuning" if manifest["full"] else "LoRA"
 
 
