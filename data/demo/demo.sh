@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The main job, end to end, on the embedded 135M model: distil judges from recorded verdicts, then train a policy with them.
-#   make demo                      about ten minutes on two cores
-#   make demo FULL=1               every row, more epochs, more steps: up to an hour
+#   make demo                      under ten minutes on two cores
+#   make demo FULL=1               also fine-tunes judges and compares them; a longer policy run: up to an hour
 #   make demo TEACHER=gemini/...   the same against a live teacher, its key in the environment: this costs money
 set -euo pipefail
 
@@ -9,9 +9,9 @@ data="$(cd "$(dirname "$0")" && pwd)"
 out="${OUT:-demo}"
 teacher="${TEACHER:-recorded:$data/recorded.parquet}"
 if [ -n "${FULL:-}" ]; then
-  rows=0 epochs=5 steps=60 live=24
+  steps=60 live=24
 else
-  rows=1000 epochs=2 steps=12 live=8
+  steps=20 live=8
 fi
 [ -n "${TEACHER:-}" ] && votes=1 || votes=3
 mkdir -p "$out"
@@ -39,9 +39,15 @@ if [ -n "${TEACHER:-}" ]; then
   run label "$out/responses.parquet" --teacher "$teacher" -o "$out/live-labels.parquet"
 fi
 
-say "4. One tiny judge per category learns those verdicts."
-run train-judge "$out/labels.parquet" --base embedded --where 'split!=test' --limit $rows --epochs $epochs \
-  --lora-layers 10 --learning-rate 1e-3 --batch-size 8 -o "$out/judges"
+say "4. One tiny judge per category learns those verdicts: a probe of the model's hidden states, with hack probes as negatives."
+run train-judge "$out/labels.parquet" --base embedded --head probe --harden 0.1 --where 'split!=test' -o "$out/judges"
+compared=(-j "$out/judges")
+if [ -n "${FULL:-}" ]; then
+  say "   The paper's way, fine-tuning the model to say Yes or No, to compare:"
+  run train-judge "$out/labels.parquet" --base embedded --where 'split!=test' --epochs 3 --lora-layers 10 \
+    --learning-rate 1e-3 --batch-size 8 -o "$out/judges-verdict"
+  compared+=(-j "$out/judges-verdict")
+fi
 
 say "5. The judges give the live responses a score and a verdict."
 run score "$out/responses.parquet" --judges "$out/judges" -o "$out/scores.parquet"
@@ -52,10 +58,12 @@ run rl "$out/instructions.parquet" --judges "$out/judges" --policy embedded --wh
   --learning-rate 1e-3 --lora-layers 10 --soft-reward score -o "$out/policy"
 
 say "7. What the judges are worth on queries they never saw, beside the same model untrained. First all rows:"
-run eval-judge "$out/labels.parquet" --judges "$out/judges" --teacher hf:embedded -o "$out/metrics.parquet"
+run eval-judge "$out/labels.parquet" "${compared[@]}" --teacher hf:embedded -o "$out/metrics.parquet"
 echo "The same judges on the frontier's responses alone, whose violations are near misses:"
-run eval-judge "$out/labels.parquet" --judges "$out/judges" --teacher hf:embedded --where model=frontier \
+run eval-judge "$out/labels.parquet" "${compared[@]}" --teacher hf:embedded --where model=frontier \
   -o "$out/metrics-frontier.parquet"
+echo "How often they accept responses that deserve nothing (texts they were not hardened on, test queries):"
+run probe-hacks "$out/labels.parquet" -j "$out/judges" -o "$out/hacks.parquet"
 
 say "8. The reward over the steps of the policy's training."
 run show "$out/policy/rollouts.parquet" --rows 0 --only 'reward by step'

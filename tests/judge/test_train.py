@@ -61,6 +61,19 @@ def test_a_judge_learns_what_can_be_learnt(tiny_model_dir, tokenizer, settings):
     assert history[-1]["loss"] < history[0]["loss"] / 2
 
 
+def test_a_judge_with_another_kind_of_attention_is_trained_without_trees(tiny_model_dir, tokenizer):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape = MistralConfig(vocab_size=len(tokenizer), num_key_value_heads=2, sliding_window=16, **sizes)
+    config = TrainJudgeConfig(base=str(tiny_model_dir), learning_rate=1e-2, lora_layers=1, epochs=3, patience=3)
+    model = add_adapter(MistralForCausalLM(shape), config)
+    history = fit(model, toy(tokenizer, 120, 0), toy(tokenizer, 30, 1), verdict_ids(tokenizer), config)
+    assert history[-1]["validation_loss"] < 0.69
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
 def test_the_best_epoch_is_kept_and_training_stops_when_validation_gets_worse(tiny_model_dir, tokenizer):
     config = TrainJudgeConfig(base=str(tiny_model_dir), epochs=10, patience=1, learning_rate=3e-2, lora_rank=8)
     model = add_adapter(backbone.load_model(config.base, dtype="float32"), config)

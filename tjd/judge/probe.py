@@ -58,7 +58,7 @@ class Probe:
 
 def candidate_layers(n_layers: int) -> list[int]:
     """Layers to choose from, a quarter to four fifths up: later states turn to the next token."""
-    return sorted({round(n_layers * share) for share in (0.27, 0.4, 0.53, 0.67, 0.8)} - {0})
+    return sorted({min(n_layers - 1, max(1, round(n_layers * share))) for share in (0.27, 0.4, 0.53, 0.67, 0.8)})
 
 
 def read(
@@ -102,10 +102,11 @@ def read(
 def fit(layer: int, features_NF: np.ndarray, followed_N: np.ndarray, weight_N: np.ndarray, strength: float) -> Probe:
     """Logistic regression on standardised features, folded into one weight and one bias for the features as they are."""
     scaler = StandardScaler().fit(features_NF)
-    model = LogisticRegression(C=strength, max_iter=1000)
+    model: Any = LogisticRegression(C=strength, max_iter=1000)
     model.fit(scaler.transform(features_NF), followed_N, sample_weight=weight_N)
-    weight_F = model.coef_[0] / scaler.scale_
-    return Probe(layer, weight_F.astype(np.float32), float(model.intercept_[0] - weight_F @ scaler.mean_), strength)
+    scale_F, mean_F = np.asarray(scaler.scale_), np.asarray(scaler.mean_)
+    weight_F = model.coef_[0] / scale_F
+    return Probe(layer, weight_F.astype(np.float32), float(model.intercept_[0] - weight_F @ mean_F), strength)
 
 
 def choose(

@@ -285,12 +285,12 @@ def _final_states(
     """The last layer's state where each distinct judgement's verdict is read, and the judgements it stands for."""
     if not tree.fits(decoder):
         rows = [
-            (whole.ids + r.ids + c, same)
-            for whole in groups
-            for r in whole.responses
-            for c, same in r.constraints.items()
+            (Encoded(g.ids, r.ids, constraint), tuple(same))
+            for g in groups
+            for r in g.responses
+            for constraint, same in r.constraints.items()
         ]
-        return tree.last_states(decoder, [ids for ids, _ in rows]), tuple(tuple(same) for _, same in rows)
+        return tree.pool_each(decoder, [judgement for judgement, _ in rows]), tuple(same for _, same in rows)
     whole = tree.pack(groups).to(next(decoder.parameters()).device)
     if states is None:
         return tree.forward(decoder, whole)[whole.read_J], whole.members

@@ -133,11 +133,11 @@ def matrix_peak(device: str, dtype: torch.dtype, seconds: float = 1.0) -> float:
     best = 0.0
     for size in (1024, 2048, 4096) if device == "cpu" else (4096, 8192):
         a = torch.randn(size, size, dtype=dtype, device=device)
-        a @ a
+        torch.mm(a, a)
         _wait(device)
         start, n = time.perf_counter(), 0
         while time.perf_counter() - start < seconds:
-            a @ a
+            torch.mm(a, a)
             _wait(device)
             n += 1
         best = max(best, 2 * size**3 * n / (time.perf_counter() - start))
@@ -238,11 +238,11 @@ def _cross_encoder(classifier: Any, config: BenchJudgeConfig) -> Runner | None:
         tokenizer.save_pretrained(folder)
         device = next(classifier.parameters()).device
         encoder = CrossEncoder(folder, device=str(device), model_kwargs={"dtype": classifier.dtype})
-    words = [token for token in range(len(tokenizer)) if tokenizer.decode([token]).strip().isalpha()]
-    words = [token for token in words if tokenizer.decode([token]).startswith(" ")]
+    words = [str(tokenizer.decode([token])) for token in range(len(tokenizer))]
+    words = [word for word in words if word.startswith(" ") and word.strip().isalpha()]  # one token each, also in a row
 
     def text(ids: tuple[int, ...]) -> str:
-        return tokenizer.decode([words[i % len(words)] for i in ids])
+        return "".join(words[i % len(words)] for i in ids)
 
     texts: dict[Encoded, tuple[str, str]] = {}
 
