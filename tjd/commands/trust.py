@@ -18,6 +18,7 @@ from tjd.commands.common import (
     Where,
     require_figure,
     rows_of,
+    warn_of_leaks,
     with_bar,
 )
 from tjd.commands.judges import training_bars
@@ -130,6 +131,7 @@ def transfer_command(
         raise ConfigError(f"{judges} has no specialist of '{shared[0]}' alone; train it with --layout 3-for-3")
     judge = ensemble.load(judges, dtype=training.dtype)
     split_seed = manifest["config"]["seed"]
+    warn_of_leaks(ensemble.count_trained_on(judges, rows, "test", split_seed), manifest["layout"])
     with progress() as bars:
         names = list(manifest["categories"])
         specialists = {name: with_bar(_as_if(judge.score, name), name, bars) for name in names}
