@@ -279,6 +279,9 @@ def test_specialists_are_trained_and_transferred(labels, tiny_model_dir, tmp_pat
     assert figure.read_text().count("</svg>") == 1
     weights = {path: path.stat().st_mtime_ns for path in folder.glob("*/*.safetensors")}
     again = tjd(*command, "--target", 0.8)
+    two = json.loads(tjd("transfer", labels, "-j", folder, "-c", "style", "-c", "layout", "--json").stdout)
+    assert {row["category"] for row in two["metrics"]} == {"style", "layout"}
+    assert [len(each["specialists"]) for each in two["best"]] == [1, 2, 3]
     assert weights == {path: path.stat().st_mtime_ns for path in folder.glob("*/*.safetensors")}
     assert "the smallest set that reaches 0.8 on validation: layout + s" in again.stderr
 

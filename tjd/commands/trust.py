@@ -110,7 +110,8 @@ def transfer_command(
 
     The matrix has a row per category trained on and a column per category tested on (the paper's Figure 5, for judges). Of
     every number of specialists the best set is searched exactly: each category takes its best specialist in the set, chosen
-    on validation; what is shown is measured on the test split. The flags of training count where specialists are trained.
+    on validation; what is shown is measured on the test split. All categories with both verdicts are taken, or those of
+    `--category`. The flags of training count where specialists are trained.
     """
     need("transfer", "train", "torch", "transformers", "peft")
     from tjd import tables
@@ -121,8 +122,9 @@ def transfer_command(
     if figure:
         require_figure("transfer", figure)
     table = tables.open_table(labels, "labels", need=train_judge.NEED)
-    rows = list(rows_of(table, where, limit))
-    digest = tables.text_id(table.digest, *where, str(limit))
+    wanted = training.category
+    rows = [row for row in rows_of(table, where, limit) if not wanted or row["category"] in wanted]
+    digest = tables.text_id(table.digest, *where, str(limit), *wanted)
     if not (judges / ensemble.MANIFEST).is_file():
         _train_specialists(judges, rows, training, taxonomy, digest)
     manifest = ensemble.read_manifest(judges)
@@ -138,7 +140,9 @@ def transfer_command(
         found = stage.transfer(rows, specialists, config, split_seed=split_seed)
     inputs = {"labels": table.digest, "judges": tables.file_digest(judges / ensemble.MANIFEST)}
     if out:
-        source = tables.provenance("transfer", as_dict(config) | {"where": where, "limit": limit}, inputs, {})
+        source = tables.provenance(
+            "transfer", as_dict(config) | {"category": list(wanted), "where": where, "limit": limit}, inputs, {}
+        )
         tables.write_rows(found.metrics, out, tables.METRICS, source)
     if figure:
         from tjd import figures
