@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+METRIC_NAMES = {"auroc": "AUROC", "balanced_accuracy": "Balanced accuracy"}
+
 
 @app.command("probe-hacks", rich_help_panel="Judges")
 @flags
@@ -140,9 +142,8 @@ def transfer_command(
         found = stage.transfer(rows, specialists, config, split_seed=split_seed)
     inputs = {"labels": table.digest, "judges": tables.file_digest(judges / ensemble.MANIFEST)}
     if out:
-        source = tables.provenance(
-            "transfer", as_dict(config) | {"category": list(wanted), "where": where, "limit": limit}, inputs, {}
-        )
+        settings = as_dict(config) | {"category": list(wanted), "where": where, "limit": limit}
+        source = tables.provenance("transfer", settings, inputs, {})
         tables.write_rows(found.metrics, out, tables.METRICS, source)
     if figure:
         from tjd import figures
@@ -150,7 +151,7 @@ def transfer_command(
         values = {
             (row["judge"], row["category"]): row["value"] for row in found.metrics if row["metric"] == config.metric
         }
-        title = f"{config.metric.replace('_', ' ')} on the test split"
+        title = f"{METRIC_NAMES[config.metric]} on the test split"
         figures.heat_map(values, figure, title=title, rows="trained on", columns="tested on")
     _print_transfer(found, config, as_json=as_json)
 
@@ -197,7 +198,7 @@ def _print_transfer(found: "Transfer", config: TransferConfig, *, as_json: bool)
         best = [asdict(each) | {"test": plain(each.test)} for each in found.best]
         print(json.dumps({"metrics": found.metrics, "best": best}))  # noqa: T201
         return
-    name = config.metric.replace("_", " ")
+    name = METRIC_NAMES[config.metric]
     cells = {(row["judge"], row["category"]): row for row in found.metrics if row["metric"] == config.metric}
     trained, tested = (list(dict.fromkeys(cell[axis] for cell in cells)) for axis in (0, 1))
     grid = Grid(title=f"{name} on the test split (95% bootstrap interval over queries)")
