@@ -260,6 +260,8 @@ def test_rl_tells_what_the_judges_accept_and_refuses(gullible, tmp_path):
     told = tjd(*command)
     assert told.exit_code == 2  # the policy is looked for after the report
     assert "rl: the judge of style accepts " in told.stderr
+    line = fails(3, *command, "--category", "layout")
+    assert line == "no instruction has soft constraints of layout alone; see --category"
     assert not (tmp_path / "policy").exists()
 
 
