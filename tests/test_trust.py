@@ -260,6 +260,8 @@ def test_rl_tells_what_the_judges_accept_and_refuses(gullible, tmp_path):
     told = tjd(*command)
     assert told.exit_code == 2  # the policy is looked for after the report
     assert "rl: the judge of style accepts " in told.stderr
+    line = fails(3, *command, "--category", "layout")
+    assert line == "no instruction has soft constraints of layout alone; see --category"
     assert not (tmp_path / "policy").exists()
 
 
@@ -279,6 +281,9 @@ def test_specialists_are_trained_and_transferred(labels, tiny_model_dir, tmp_pat
     assert figure.read_text().count("</svg>") == 1
     weights = {path: path.stat().st_mtime_ns for path in folder.glob("*/*.safetensors")}
     again = tjd(*command, "--target", 0.8)
+    two = json.loads(tjd("transfer", labels, "-j", folder, "-c", "style", "-c", "layout", "--json").stdout)
+    assert {row["category"] for row in two["metrics"]} == {"style", "layout"}
+    assert [len(each["specialists"]) for each in two["best"]] == [1, 2, 3]
     assert weights == {path: path.stat().st_mtime_ns for path in folder.glob("*/*.safetensors")}
     assert "the smallest set that reaches 0.8 on validation: layout + s" in again.stderr
 

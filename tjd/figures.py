@@ -56,10 +56,14 @@ def judges_figure(metrics: Sequence[Row], reliability: Sequence[Row], path: Path
         bars.hlines(prevalence, place - 0.45, place + 0.45, colors="#333333", linestyles="dashed", label=label)
     counts = [precision[judges[0], category]["n"] for category in categories]
     bars.set_xticks(range(len(categories)), [f"{name}\nn = {n}" for name, n in zip(categories, counts, strict=True)])
-    bars.set(ylim=(0, 1), ylabel="reward precision (95% interval)", title="Of what is accepted, how much is right")
+    bars.set(ylim=(0, 1.03), ylabel="reward precision (95% interval)", title="Of what is accepted, how much is right")
     curve.plot([0, 1], [0, 1], color="#999999", lw=1, ls=":")
     curve.set(
-        xlim=(0, 1), ylim=(0, 1), xlabel="mean score of a bin", ylabel="share followed", title="Reliability, all rows"
+        xlim=(-0.02, 1.02),
+        ylim=(-0.02, 1.02),
+        xlabel="mean score of a bin",
+        ylabel="share followed",
+        title="Reliability, all rows",
     )
     curve.set_aspect("equal")
     handles, labels = bars.get_legend_handles_labels()

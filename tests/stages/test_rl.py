@@ -11,7 +11,7 @@ from trl import GRPOTrainer
 from tjd import backbone, tables
 from tjd.config import RL_PRESETS, RlConfig
 from tjd.errors import ConfigError, DataError, TrainingError
-from tjd.rewards import Verdict, group_advantages
+from tjd.rewards import ABSTAINED, Verdict, group_advantages
 from tjd.stages.rl import rl
 
 
@@ -130,6 +130,20 @@ def test_rollouts_are_what_the_trainer_used(config, tmp_path, monkeypatch):
         assert "lost" in row["verdicts"]
 
 
+def test_a_judge_that_abstains_is_masked_and_counted_but_fails_nothing(config, tmp_path):
+    def unsure(rows):
+        verdicts = zip(rows, score(rows), strict=True)
+        return [replace(v, followed=None, error=ABSTAINED) if "j" in row["response"] else v for row, v in verdicts]
+
+    [step] = run(replace(config, steps=1, max_failed=0.0), tmp_path / "policy", score=unsure).to_pylist()
+    rows = rollouts_of(tmp_path / "policy")
+    nulls = [row for row in rows if row["reward"] is None]
+    assert len(nulls) == sum("j" in row["response"] for row in rows) > 0
+    assert not any(row["judge_failed"] or row["advantage"] for row in nulls)
+    assert step["abstained"] == pytest.approx(len(nulls) / len(rows))
+    assert step["judge_failed"] == 0
+
+
 @pytest.mark.parametrize("full", [True, False])
 def test_a_run_continues_where_it_was_stopped(config, tmp_path, full):
     config = replace(config, full=full)
@@ -202,7 +216,7 @@ def test_rewards_without_spread_stop_the_run(config, tmp_path):
         run(
             replace(config, flat_steps=3),
             out,
-            check=lambda *_: (False, None),
+            check=lambda *_, **__: (False, None),
             score=lambda rows: [Verdict(True)] * len(rows),
         )
     assert len(rollouts_of(out)) == 3 * 16  # evidence is kept

@@ -126,6 +126,12 @@ def require_figure(command: str, path: Path) -> None:
     figures.require_format(path)
 
 
+def warn_of_leaks(n_leaked: int, name: str) -> None:
+    """Tell of rows to measure on whose queries a judge was trained on."""
+    if n_leaked:
+        say(f"warning: {n_leaked} of these rows are of queries that {name} was trained on", style="yellow")
+
+
 def with_bar(
     score: Callable[[Sequence[Any]], Sequence[Any]], name: str, bars: "Progress", slice_rows: int = 512
 ) -> Callable[[Sequence[Any]], list[Any]]:

@@ -18,6 +18,7 @@ from tjd.commands.common import (
     require_figure,
     rows_of,
     used,
+    warn_of_leaks,
     with_bar,
 )
 from tjd.commands.terminal import interval, print_grid, progress, say
@@ -127,9 +128,7 @@ def _contestants(
         scorer = with_bar(judge.score, name, bars)
         field.judges.append(Judge(name, scorer, frozenset(manifest["categories"]), choose_thresholds=False))
         field.digests[name] = tables.file_digest(folder / ensemble.MANIFEST)
-        leaked = ensemble.count_trained_on(folder, rows, config.split, field.split_seed)
-        if leaked:
-            say(f"warning: {leaked} of these rows are of queries that {name} was trained on", style="yellow")
+        warn_of_leaks(ensemble.count_trained_on(folder, rows, config.split, field.split_seed), name)
     covered = [judge.categories for judge in field.judges if judge.categories is not None]
     categories = frozenset.intersection(*covered) if covered else None
     train = trained[0] if trained else TrainJudgeConfig()
@@ -140,7 +139,7 @@ def _contestants(
                 choose, slice_rows = True, 512
             else:
                 name, score = _asked(field, teacher, mode, table)
-                choose, slice_rows = False, len(rows)  # a response's constraints are asked about together
+                choose, slice_rows = False, max(1, len(rows))  # a response's constraints are asked about together
             score = with_bar(score, name, bars, slice_rows)
             field.judges.append(Judge(name, score, categories, choose_thresholds=choose))
     names = [judge.name for judge in field.judges]

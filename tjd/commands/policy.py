@@ -10,7 +10,7 @@ import typer
 from tjd.commands.common import Checkers, Limit, OutFolder, Where, own_checkers, rows_of
 from tjd.commands.terminal import progress, require_known, say
 from tjd.config import RL_PRESETS, ProbeHacksConfig, RlConfig
-from tjd.errors import ConfigError
+from tjd.errors import ConfigError, DataError
 from tjd.extras import need
 from tjd.flags import flags
 
@@ -46,6 +46,10 @@ def rl_command(
     preset: Annotated[
         str | None, typer.Option(help="`paper`: the settings of its Table 4.", callback=_preset, is_eager=True)
     ] = None,
+    category: Annotated[
+        list[str],
+        typer.Option("--category", "-c", help="Only instructions with soft constraints of these; repeatable."),
+    ] = [],  # noqa: B006
     checkers: Checkers = None,
     where: Where = [],  # noqa: B006
     limit: Limit = 0,
@@ -54,7 +58,8 @@ def rl_command(
 
     First the judges are tried on worthless responses to a few of the instructions, and what they accept is told. The
     folder holds the policy, `rollouts.parquet` (every response with the reward and advantage that were used) and
-    `metrics.parquet`. The same command again goes on from the last checkpoint.
+    `metrics.parquet`. The same command again goes on from the last checkpoint. A run per `--category`, each evaluated on
+    all, is the paper's Figure 5.
     """
     need("rl", "rl", "torch", "transformers", "peft", "trl", "datasets")
     from tjd import tables
@@ -66,8 +71,12 @@ def rl_command(
     table = tables.open_table(
         instructions, "instructions", need=("instruction_id", "query", "instruction", "constraints")
     )
-    digests["instructions"] = tables.text_id(table.digest, *where, str(limit))
+    digests["instructions"] = tables.text_id(table.digest, *where, str(limit), *category)
     rows = list(rows_of(table, where, limit))
+    if category:
+        rows = [row for row in rows if _categories(row) and _categories(row) <= set(category)]
+        if not rows:
+            raise DataError(f"no instruction has soft constraints of {', '.join(category)} alone; see --category")
     if judges is None:
         _require_rules_alone(rows)
         score, covered = (lambda softs: []), rows
@@ -91,12 +100,17 @@ def rl_command(
     say(f"rl: {len(metrics)} steps -> {out} (policy, rollouts.parquet, metrics.parquet)")
 
 
+def _categories(row: "Row") -> set[str]:
+    """The categories of an instruction's soft constraints."""
+    return {constraint["category"] for constraint in row["constraints"] or () if constraint["kind"] == "soft"}
+
+
 def _probe(judge: "Ensemble", rows: "Sequence[Row]", config: RlConfig) -> None:
     """Tell which worthless responses the judges would reward, and refuse above `--max-false-accept`."""
     from tjd.judge import hacks
     from tjd.stages import probe_hacks as stage
 
-    if not any(constraint["kind"] == "soft" for row in rows for constraint in row["constraints"] or ()):
+    if not any(_categories(row) for row in rows):
         return
     sample = ProbeHacksConfig(split="all", per_category=GATE_QUERIES, seed=config.seed)
     metrics = stage.probe_hacks(rows, judge.score, judge.seats, hacks.load(), sample, judge="judges").metrics

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-WIDE = 140  # columns of a table that goes into a file or a pipe
+WIDE = 160  # columns of a table that goes into a file or a pipe
 
 
 def say(text: str, style: str = "") -> None:

@@ -18,6 +18,7 @@ from tjd.commands.common import (
     Where,
     require_figure,
     rows_of,
+    warn_of_leaks,
     with_bar,
 )
 from tjd.commands.judges import training_bars
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from tjd.tables import Row
 
 app = typer.Typer()
+
+METRIC_NAMES = {"auroc": "AUROC", "balanced_accuracy": "Balanced accuracy"}
 
 
 @app.command("probe-hacks", rich_help_panel="Judges")
@@ -109,7 +112,8 @@ def transfer_command(
 
     The matrix has a row per category trained on and a column per category tested on (the paper's Figure 5, for judges). Of
     every number of specialists the best set is searched exactly: each category takes its best specialist in the set, chosen
-    on validation; what is shown is measured on the test split. The flags of training count where specialists are trained.
+    on validation; what is shown is measured on the test split. All categories with both verdicts are taken, or those of
+    `--category`. The flags of training count where specialists are trained.
     """
     need("transfer", "train", "torch", "transformers", "peft")
     from tjd import tables
@@ -120,8 +124,9 @@ def transfer_command(
     if figure:
         require_figure("transfer", figure)
     table = tables.open_table(labels, "labels", need=train_judge.NEED)
-    rows = list(rows_of(table, where, limit))
-    digest = tables.text_id(table.digest, *where, str(limit))
+    wanted = training.category
+    rows = [row for row in rows_of(table, where, limit) if not wanted or row["category"] in wanted]
+    digest = tables.text_id(table.digest, *where, str(limit), *wanted)
     if not (judges / ensemble.MANIFEST).is_file():
         _train_specialists(judges, rows, training, taxonomy, digest)
     manifest = ensemble.read_manifest(judges)
@@ -130,13 +135,15 @@ def transfer_command(
         raise ConfigError(f"{judges} has no specialist of '{shared[0]}' alone; train it with --layout 3-for-3")
     judge = ensemble.load(judges, dtype=training.dtype)
     split_seed = manifest["config"]["seed"]
+    warn_of_leaks(ensemble.count_trained_on(judges, rows, "test", split_seed), manifest["layout"])
     with progress() as bars:
         names = list(manifest["categories"])
         specialists = {name: with_bar(_as_if(judge.score, name), name, bars) for name in names}
         found = stage.transfer(rows, specialists, config, split_seed=split_seed)
     inputs = {"labels": table.digest, "judges": tables.file_digest(judges / ensemble.MANIFEST)}
     if out:
-        source = tables.provenance("transfer", as_dict(config) | {"where": where, "limit": limit}, inputs, {})
+        settings = as_dict(config) | {"category": list(wanted), "where": where, "limit": limit}
+        source = tables.provenance("transfer", settings, inputs, {})
         tables.write_rows(found.metrics, out, tables.METRICS, source)
     if figure:
         from tjd import figures
@@ -144,7 +151,7 @@ def transfer_command(
         values = {
             (row["judge"], row["category"]): row["value"] for row in found.metrics if row["metric"] == config.metric
         }
-        title = f"{config.metric.replace('_', ' ')} on the test split"
+        title = f"{METRIC_NAMES[config.metric]} on the test split"
         figures.heat_map(values, figure, title=title, rows="trained on", columns="tested on")
     _print_transfer(found, config, as_json=as_json)
 
@@ -191,7 +198,7 @@ def _print_transfer(found: "Transfer", config: TransferConfig, *, as_json: bool)
         best = [asdict(each) | {"test": plain(each.test)} for each in found.best]
         print(json.dumps({"metrics": found.metrics, "best": best}))  # noqa: T201
         return
-    name = config.metric.replace("_", " ")
+    name = METRIC_NAMES[config.metric]
     cells = {(row["judge"], row["category"]): row for row in found.metrics if row["metric"] == config.metric}
     trained, tested = (list(dict.fromkeys(cell[axis] for cell in cells)) for axis in (0, 1))
     grid = Grid(title=f"{name} on the test split (95% bootstrap interval over queries)")

@@ -78,7 +78,11 @@ def transfer(
         DataError: No category has both verdicts in the validation and in the test split.
     """
     usable = [row for row in rows if _usable(row)]
-    categories = categories_to_test(usable, split_seed)
+    found = categories_to_test(usable, split_seed)
+    categories = [
+        *(name for name in specialists if name in found),
+        *(name for name in found if name not in specialists),
+    ]
     if not categories:
         raise DataError("no category has rows of both verdicts in the validation and in the test split; label more")
     parts = {
