@@ -1,21 +1,11 @@
 """Label: rules by code, soft constraints by a teacher that is an argument."""
 
-import json
-import os
-import random
-import signal
-import sqlite3
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.server import Reply, serve
 from tjd import prompts, tables
 from tjd.config import LabelConfig
 from tjd.prompts import Prompt
@@ -240,63 +230,3 @@ def test_majority() -> None:
     assert majority([]) == (None, None)
     assert majority([None]) == (None, None)
     assert majority([False, None, False, True]) == (False, pytest.approx(2 / 3))
-
-
-DRIVER = """
-import sys
-from pathlib import Path
-from tjd import prompts, tables
-from tjd.config import BackendConfig, LabelConfig
-from tjd.stages.label import label
-from tjd.teacher.verdicts import VARIABLES
-from tjd.teacher import open_teacher
-source, out, cache = sys.argv[1:]
-table = tables.open_table(source, "responses")
-config = LabelConfig(teacher="openai/gpt-4o-mini", votes=2)
-prompt, again = prompts.load("label.pointwise.v1", VARIABLES["pointwise"]), prompts.load("again.v1", ["reason"])
-teacher = open_teacher(config.teacher, BackendConfig(concurrency=8), Path(cache))
-rows = label(table.rows(), prompt, again, teacher.ask, config, lambda *_: (True, None))
-schema = tables.output_schema("labels", like=table.schema, drop=["constraints"])
-tables.write_rows(rows, out, schema, tables.provenance("label", {}, {"responses": table.digest}, {}))
-"""
-
-
-def test_kill_9_loses_nothing_and_pays_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def script(body: dict[str, Any], before: int) -> Reply:
-        """Sometimes unreadable at first; always the same to the same conversation."""
-        luck = random.Random(json.dumps([body["messages"], body["seed"]]))
-        readable = len(body["messages"]) > 1 or luck.random() > 0.2
-        return Reply(luck.choice(["Yes", "No"]) if readable else "Perhaps", delay_s=0.02)
-
-    def arguments(out: str, cache: str) -> list[str]:
-        return [str(source), str(tmp_path / out), str(tmp_path / cache)]
-
-    def run_here(out: str, cache: str) -> int:
-        """Run to the end; returns the number of calls."""
-        before = len(server.calls)
-        monkeypatch.setattr(sys, "argv", ["-c", *arguments(out, cache)])
-        exec(DRIVER, {})
-        return len(server.calls) - before
-
-    source = tmp_path / "responses.parquet"
-    rows = [response(f"r{i}", soft("warm"), rule("short"), text=f"response {i}") for i in range(60)]
-    tables.write_rows(rows, str(source), tables.output_schema("responses"), {})
-    with serve(script) as server:
-        monkeypatch.setenv("OPENAI_API_BASE", server.url)
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
-        n_whole = run_here("whole.parquet", "one")
-
-        doomed = subprocess.Popen([sys.executable, "-c", DRIVER, *arguments("resumed.parquet", "two")])
-        moment = n_whole + random.Random(os.getpid()).randrange(1, n_whole - 30)
-        while len(server.calls) < moment:
-            assert doomed.poll() is None
-            time.sleep(0.002)
-        doomed.send_signal(signal.SIGKILL)
-        assert doomed.wait(10) == -signal.SIGKILL
-        assert not (tmp_path / "resumed.parquet").exists()
-
-        with closing(sqlite3.connect(tmp_path / "two" / "completions.sqlite")) as kept:
-            (n_arrived,) = kept.execute("SELECT count(*) FROM completions").fetchone()
-        assert len(server.calls) - n_whole - n_arrived <= 16  # those on their way, in the worst case both ways
-        assert run_here("resumed.parquet", "two") == n_whole - n_arrived
-    assert (tmp_path / "resumed.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()

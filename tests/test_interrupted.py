@@ -1,0 +1,130 @@
+"""Commands that are killed, interrupted, or served badly: nothing that arrived is lost or paid for twice."""
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+
+import pytest
+
+from tests.server import Reply, serve
+from tests.test_cli import fails, tjd
+from tjd import tables
+
+FEW_WORDS = {
+    "constraint_id": "few", "kind": "rule", "category": None, "text": "few words",
+    "checker": "length_constraints:number_words", "kwargs": '{"relation": "less than", "num_words": 9}',
+}  # fmt: skip
+WARM = {
+    "constraint_id": "warm",
+    "kind": "soft",
+    "category": "style",
+    "text": "Be warm.",
+    "checker": None,
+    "kwargs": None,
+}
+
+
+@pytest.fixture
+def responses(tmp_path):
+    path = tmp_path / "responses.parquet"
+    rows = [
+        {"response_id": f"r{i}", "query": "what?", "response": f"response {i}", "constraints": [WARM, FEW_WORDS]}
+        for i in range(60)
+    ]
+    tables.write_rows(rows, str(path), tables.output_schema("responses"), {})
+    return path
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """Serve a script as OpenAI."""
+
+    def start(script):
+        running = serve(script)
+        server = running.__enter__()
+        monkeypatch.setenv("OPENAI_API_BASE", server.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+        running_ones.append(running)
+        return server
+
+    running_ones = []
+    yield start
+    for running in running_ones:
+        running.__exit__(None, None, None)
+
+
+def label(responses, out, *more):
+    return ["label", responses, "-t", "openai/gpt-4o-mini", "--votes", "3", "--concurrency", "8", "-o", out, *more]
+
+
+def moody(body, before):
+    """Sometimes unreadable at first; always the same to the same conversation."""
+    luck = random.Random(json.dumps([body["messages"], body["seed"]]))
+    readable = len(body["messages"]) > 1 or luck.random() > 0.2
+    return Reply(luck.choice(["Yes", "No"]) if readable else "Perhaps", delay_s=0.02)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+def test_a_label_run_that_is_stopped_loses_nothing_and_pays_nothing_twice(
+    how, responses, served, tmp_path, monkeypatch
+):
+    server = served(moody)
+    monkeypatch.setenv("TJD_CACHE", str(tmp_path / "one"))
+    assert tjd(*label(responses, tmp_path / "whole.parquet")).exit_code == 0
+    n_whole = len(server.calls)
+
+    monkeypatch.setenv("TJD_CACHE", str(tmp_path / "two"))
+    out = tmp_path / "resumed.parquet"
+    command = [sys.executable, "-m", "tjd.cli", *map(str, label(responses, out))]
+    doomed = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    moment = n_whole + random.Random(os.getpid()).randrange(1, n_whole - 40)
+    while len(server.calls) < moment:
+        assert doomed.poll() is None
+        time.sleep(0.002)
+    doomed.send_signal(how)
+    _, told = doomed.communicate(timeout=20)
+    assert not out.exists()
+    if how == signal.SIGINT:
+        assert doomed.returncode == 130
+        assert told.splitlines()[-1].startswith("interrupted; run the same command again")
+
+    with closing(sqlite3.connect(tmp_path / "two" / "completions.sqlite")) as kept:
+        (n_arrived,) = kept.execute("SELECT count(*) FROM completions").fetchone()
+    before = len(server.calls)
+    assert before - n_whole - n_arrived <= 16  # those on their way, in the worst case both ways
+    assert tjd(*label(responses, out)).exit_code == 0
+    assert len(server.calls) - before == n_whole - n_arrived
+    assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (Reply("slow down", status=429), "429"),
+        (Reply("broken", status=500), "500"),
+        (Reply(raw=b"<html>oops</html>"), ""),
+        (Reply(hang_up=True), ""),
+        (Reply("Hm, hard to say."), "neither Yes nor No"),
+        (Reply(None), "said nothing"),
+    ],
+    ids=["429", "500", "no JSON", "no reply", "unreadable", "no text"],
+)
+def test_a_teacher_that_fails_gives_nulls_with_reasons_and_exit_code_5(
+    reply, reason, responses, served, tmp_path, cache
+):
+    served(lambda body, before: reply)
+    out = tmp_path / "labels.parquet"
+    line = fails(5, *label(responses, out, "--limit", "3", "--retries", "0"))
+    assert line.startswith("3 of 6 rows have no followed (mostly: ")
+    assert "raise --max-invalid" in line
+    rows = tables.open_table(str(out), "labels").read().to_pylist()
+    soft = [row for row in rows if row["kind"] == "soft"]
+    assert [row["followed"] for row in soft] == [None] * 3
+    assert all(row["error"] and reason in row["error"] for row in soft), soft[0]["error"]
+    assert all(row["followed"] for row in rows if row["kind"] == "rule")  # what was done is kept
