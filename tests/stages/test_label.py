@@ -253,7 +253,7 @@ table = tables.open_table(source, "responses")
 config = LabelConfig(teacher="openai/gpt-4o-mini", votes=2)
 prompt, again = prompts.load("label.pointwise.v1", VARIABLES["pointwise"]), prompts.load("again.v1", ["reason"])
 teacher = open_teacher(config.teacher, BackendConfig(concurrency=8), Path(cache))
-rows = label(table.rows(), prompt, again, teacher.ask, config, lambda *_: (True, None))
+rows = label(table.rows(), prompt, again, teacher.ask, config, lambda *_, **__: (True, None))
 schema = tables.output_schema("labels", like=table.schema, drop=["constraints"])
 tables.write_rows(rows, out, schema, tables.provenance("label", {}, {"responses": table.digest}, {}))
 """

@@ -202,7 +202,7 @@ def test_rewards_without_spread_stop_the_run(config, tmp_path):
         run(
             replace(config, flat_steps=3),
             out,
-            check=lambda *_: (False, None),
+            check=lambda *_, **__: (False, None),
             score=lambda rows: [Verdict(True)] * len(rows),
         )
     assert len(rollouts_of(out)) == 3 * 16  # evidence is kept
