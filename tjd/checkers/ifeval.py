@@ -114,12 +114,11 @@ def number_placeholders(response: str, *, num_placeholders: Count) -> bool:
 
 def postscript(response: str, *, postscript_marker: Filled, fixed: bool = False) -> bool:
     """The postscript marker occurs anywhere, upper or lower case. Fixed: it starts a line, markup aside."""
-    marker = postscript_marker.strip()
-    source = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}.get(marker)
+    marker, text = postscript_marker.strip(), response.lower()
+    known = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}.get(marker)
     if fixed:
-        source = source or re.escape(marker.lower())
-        return re.search(rf"^[ \t*_#>]*{source}", response.lower(), re.MULTILINE) is not None
-    return patterns.is_found(source or marker.lower(), response.lower())
+        return re.search(rf"^[ \t*_#>]*{known or re.escape(marker.lower())}", text, re.MULTILINE) is not None
+    return re.search(known, text) is not None if known else patterns.is_found(marker.lower(), text)
 
 
 def number_bullet_lists(response: str, *, num_bullets: Count, fixed: bool = False) -> bool:

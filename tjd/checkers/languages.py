@@ -12,8 +12,8 @@ import json
 import random
 import re
 from functools import cache, lru_cache
-from itertools import chain, compress, pairwise
-from operator import add, not_
+from itertools import chain, compress
+from operator import add, and_, not_
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +36,7 @@ _NOT_LATIN = re.compile("[\u0300-\u1dff\u1f00-\U0010ffff]")
 
 class _Profiles(NamedTuple):
     languages: list[str]  # L
-    rows: dict[str, int]  # n-gram -> its row
+    rows: dict[str, int]  # n-gram -> its row; from 1, so that no row is false
     frequencies_N_L: np.ndarray
 
 
@@ -58,8 +58,8 @@ def _profiles() -> _Profiles:
         json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.iterdir()) if file.name[0] != "."
     ]
     ngrams = {ngram for profile in profiles for ngram in profile["freq"]}
-    rows = {ngram: row for row, ngram in enumerate(sorted(ngrams - {" "}))}
-    frequencies_N_L = np.zeros((len(rows), len(profiles)))
+    rows = {ngram: row for row, ngram in enumerate(sorted(ngrams - {" "}), start=1)}
+    frequencies_N_L = np.zeros((1 + len(rows), len(profiles)))
     for index, profile in enumerate(profiles):
         for ngram, frequency in profile["freq"].items():
             if ngram in rows and len(ngram) <= 3:
@@ -85,17 +85,9 @@ def _ngrams(text: str, rows: dict[str, int]) -> list[int]:
     text = " " + re.sub(" +", " ", text.translate(_FOLDING)).lstrip(" ")
     pairs = list(map(add, text, text[1:]))
     ending_here = zip(text[1:], pairs, chain([""], map(add, pairs, text[2:])), strict=False)  # blank text: none
-    in_capitals = (one and other for one, other in pairwise(map(str.isupper, text)))
-    kept = compress(ending_here, map(not_, in_capitals))
-    return [row for row in map(rows.get, chain.from_iterable(kept)) if row is not None]
-
-
-def _below(limit: int, generator: random.Random) -> int:
-    """Draw a number below a limit as `random.choice` does, whatever future Pythons do."""
-    bits = limit.bit_length()
-    while (number := generator.getrandbits(bits)) >= limit:
-        pass
-    return number
+    capital = list(map(str.isupper, text))
+    kept = compress(ending_here, map(not_, map(and_, capital, capital[1:])))
+    return list(filter(None, map(rows.get, chain.from_iterable(kept))))
 
 
 def _draw(ngrams: list[int], profiles: _Profiles, generator: random.Random) -> np.ndarray:
@@ -104,17 +96,26 @@ def _draw(ngrams: list[int], profiles: _Profiles, generator: random.Random) -> n
     weights_L = factors_D_L[0]
     weights_L[:] = 1.0 / len(profiles.languages)
     smoothing = (0.5 + generator.gauss(0.0, 1.0) * 0.05) / 10_000
-    for draws in range(0, _MOST_DRAWS + 1, 5):
-        drawn = [ngrams[_below(len(ngrams), generator)] for _ in range(5 if draws else 1)]
-        new_D_L = factors_D_L[1 : 1 + len(drawn)]
-        np.add(profiles.frequencies_N_L.take(drawn, axis=0), smoothing, out=new_D_L)
+    limit, draw_bits = len(ngrams), generator.getrandbits
+    n_bits = limit.bit_length()
+    used_D_L = factors_D_L[:2]  # one n-gram before the first look
+    for _ in range(0, _MOST_DRAWS + 1, 5):
+        new_D_L = used_D_L[1:]
+        drawn = []
+        for _ in range(len(new_D_L)):
+            while (place := draw_bits(n_bits)) >= limit:  # as `random.choice` does, whatever future Pythons do
+                pass
+            drawn.append(ngrams[place])
+        profiles.frequencies_N_L.take(drawn, axis=0, out=new_D_L, mode="clip")  # no mode is as fast: all rows exist
+        new_D_L += smoothing
         # row after row, and summed from the left, so that rounding is langdetect's
-        product_L = np.multiply.reduce(factors_D_L[: 1 + len(drawn)], axis=0)
+        product_L = np.multiply.reduce(used_D_L, axis=0)
         values = product_L.tolist()
         total = sum(values)
         np.divide(product_L, total, out=weights_L)
         if max(values) / total > _CONVERGED:
             break
+        used_D_L = factors_D_L
     return weights_L
 
 

@@ -32,7 +32,8 @@ def load_checkers(path: str | Path) -> dict[str, Checker]:
         raise CheckerError(f"no Python file at {path}; --checkers takes one with a dict CHECKERS")
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        with redirect_stdout(sys.stderr):  # standard output is for tables
+            spec.loader.exec_module(module)
     except Exception as error:
         raise CheckerError(f"{path} does not load: {type(error).__name__}: {error}") from error
     found = getattr(module, "CHECKERS", None)
@@ -47,7 +48,7 @@ def load_checkers(path: str | Path) -> dict[str, Checker]:
 def _guarded(function: Checker) -> Checker:
     @wraps(function)
     def run(response: str, **kwargs: object) -> bool:
-        with redirect_stdout(sys.stderr), _time_limit():  # standard output is for tables
+        with redirect_stdout(sys.stderr), _time_limit():
             return function(response, **kwargs)
 
     return run
