@@ -25,7 +25,7 @@ from tjd.calibration import calibrate, tempered
 from tjd.config import TrainJudgeConfig, as_dict
 from tjd.errors import DataError
 from tjd.judge import encoder as classify
-from tjd.judge import ensemble, hacks, probe
+from tjd.judge import ensemble, hacks, probe, swaps
 from tjd.judge.encoder import Classifier, Pairs
 from tjd.judge.prompt import Encoder, verdict_ids
 from tjd.judge.score import Specialist
@@ -108,7 +108,8 @@ def train_judge(
             by_split[part] = balanced(by_split[part], config.seed)
     judged = [row for row in by_split["train"] if any(row["category"] in members for members in plan.values())]
     probes = hacks.negatives(judged, hacks.load(), config.harden, seed=config.seed)
-    by_split["train"] += probes  # after balancing: what was evened out are real responses
+    swapped = swaps.negatives(judged, config.swap, seed=config.seed)
+    by_split["train"] += probes + swapped  # after balancing: what was evened out are real responses
     classify.require_base(config.base, config.head)
     encoder = ensemble.make_encoder(config.base, prompt, config)
     verdicts = None if isinstance(encoder, Pairs) else verdict_ids(encoder.tokenizer)
@@ -157,6 +158,7 @@ def train_judge(
             "n_invalid": len(rows) - len(usable),
             "n": {key: len(part) for key, part in by_split.items()},
             "n_probes": len(probes),  # among those of train
+            "n_swapped": len(swapped),  # and these
         },
         "config": as_dict(config),
     }
@@ -214,7 +216,8 @@ def card(manifest: Mapping[str, Any]) -> str:
         *_asked(manifest),
         f"- labels SHA-256 {data['sha256'][:12]}: {data['n']['train']} rows in train, {data['n']['validation']} in "
         f"validation, {data['n']['test']} in test (by query); {data['n_invalid']} without a verdict were left out; "
-        f"{data['n_probes']} of the training rows are hack probes, all not followed",
+        f"{data['n_probes']} of the training rows are hack probes and {data['n_swapped']} have the constraint of another "
+        "query, all not followed",
         "- thresholds and the kept epoch were chosen on validation, so the figures below flatter the judges: measure them "
         "on the test split with `tjd eval-judge`",
         *_promises(manifest),
