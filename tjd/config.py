@@ -214,6 +214,18 @@ class TrainJudgeConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SweepConfig:
+    """Settings of the sweep of `tjd train-judge`, beside those of training."""
+
+    sweep: tuple[str, ...] = flag(
+        (),
+        "Train with every combination of these values, NAME=V1,V2 (`learning-rate=1e-4,3e-4`; repeatable), and take the "
+        "one with the greatest mean AUROC over the categories on validation. sweep.parquet holds them all.",
+    )
+    keep: bool = flag(False, "Keep the judges of all combinations, too.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvalJudgeConfig:
     """Settings of `tjd eval-judge` (paper, 3.2 and 5.3.3)."""
 

@@ -78,6 +78,7 @@ def train_judge(
     *,
     data_digest: str,
     on_step: OnStep = lambda specialist, metrics: None,
+    sweep: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train the specialists of a layout and write the ensemble.
 
@@ -89,6 +90,7 @@ def train_judge(
         out: The ensemble's folder.
         data_digest: Of the labels, for the manifest.
         on_step: Told the specialist and every row of its training metrics.
+        sweep: What the settings were chosen from, for the manifest.
 
     Returns:
         The manifest.
@@ -114,9 +116,8 @@ def train_judge(
     encoder = ensemble.make_encoder(config.base, prompt, config)
     verdicts = None if isinstance(encoder, Pairs) else verdict_ids(encoder.tokenizer)
     out.mkdir(parents=True, exist_ok=True)
-    trained = {name: value for name, value in as_dict(config).items() if name not in CALIBRATION}
-    fingerprint = text_id(__version__, json.dumps(trained, sort_keys=True), data_digest, prompt.digest)
-    todo = {name: members for name, members in plan.items() if not _is_current(out / name / RECORD, fingerprint)}
+    current = fingerprint(config, prompt, data_digest)
+    todo = {name: members for name, members in plan.items() if not _is_current(out / name / RECORD, current)}
     parts = {
         name: Parts(*(_examples(encoder, by_split[key], members) for key in ("train", "validation")))
         for name, members in todo.items()
@@ -125,7 +126,7 @@ def train_judge(
     for specialist, history in train(parts, encoder, config, out, on_step) if todo else ():
         examples = parts[specialist.name].validation
         record = {
-            "fingerprint": fingerprint,
+            "fingerprint": current,
             "first_layer": specialist.first_layer,
             "history": history,
             "validation": _validation(specialist, examples),
@@ -160,10 +161,17 @@ def train_judge(
             "n_probes": len(probes),  # among those of train
             "n_swapped": len(swapped),  # and these
         },
+        "sweep": sweep,
         "config": as_dict(config),
     }
     (out / ensemble.MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
     return manifest | {"history": [row for record in records.values() for row in record["history"]]}
+
+
+def fingerprint(config: TrainJudgeConfig, prompt: Prompt, data_digest: str) -> str:
+    """A digest of all that trained weights depend on."""
+    trained = {name: value for name, value in as_dict(config).items() if name not in CALIBRATION}
+    return text_id(__version__, json.dumps(trained, sort_keys=True), data_digest, prompt.digest)
 
 
 def balanced(rows: Sequence[Row], seed: int) -> list[Row]:
@@ -220,6 +228,7 @@ def card(manifest: Mapping[str, Any]) -> str:
         "query, all not followed",
         "- thresholds and the kept epoch were chosen on validation, so the figures below flatter the judges: measure them "
         "on the test split with `tjd eval-judge`",
+        *_chosen(manifest),
         *_promises(manifest),
         "",
         "| category | specialist | temperature | threshold | n (validation) | prevalence | "
@@ -254,6 +263,16 @@ def _how(manifest: Mapping[str, Any]) -> str:
             f"logistic regression on hidden states that enter layer {', '.join(map(str, layers))} of the frozen model"
         )
     return "full fine-tuning" if manifest["full"] else "LoRA"
+
+
+def _chosen(manifest: Mapping[str, Any]) -> list[str]:
+    swept = manifest["sweep"]
+    if not swept:
+        return []
+    return [
+        f"- {swept['chosen']}: chosen by the mean AUROC on validation among {swept['n']} combinations of {swept['grid']} "
+        "(sweep.parquet)"
+    ]
 
 
 def _promises(manifest: Mapping[str, Any]) -> list[str]:
