@@ -6,7 +6,7 @@ import pytest
 
 from tests.test_cli import fails, tjd
 from tjd.config import TrainJudgeConfig
-from tjd.errors import TrainingError
+from tjd.errors import DataError, TrainingError
 from tjd.stages import sweep
 
 
@@ -136,6 +136,8 @@ def test_the_choice_is_by_mean_auroc_then_loss_then_order():
     assert sweep.choose([row(1, None, None, error="nan"), one | {"combination": 2}]) == 2
     unequal = [one, row(1, "semantic", None), two, row(2, "semantic", 0.1, 0.9)]
     assert sweep.choose(unequal) == 2  # by style, which both have
+    with pytest.raises(DataError, match="no category has both verdicts"):
+        sweep.choose([row(1, "style", None), row(2, "style", 0.8)])
     with pytest.raises(TrainingError, match="training failed with every combination of --sweep; the first: nan"):
         sweep.choose([row(1, None, None, error="nan")])
 

@@ -36,6 +36,8 @@ SWEEP = pa.schema(
     }
 )
 
+NO_CHOICE = "no category has both verdicts in validation, so --sweep cannot choose; label more"
+
 FILE = "sweep.parquet"
 FOLDER = "combinations"  # of the judges of each, by fingerprint
 
@@ -136,7 +138,7 @@ def sweep(
     chosen = next(point for point in points if point.number == best)
     _adopt(out / FOLDER / chosen.fingerprint, out)
     if not keep:
-        shutil.rmtree(out / FOLDER, ignore_errors=True)
+        _remove(out / FOLDER)
     values = {name: dict.fromkeys(point.settings[name] for point in points) for name in chosen.settings}
     grid = ", ".join(f"{name} {' or '.join(map(_shown, options))}" for name, options in values.items())
     return Chosen(chosen.settings, {"grid": grid, "n": len(points), "chosen": chosen.label})
@@ -148,6 +150,7 @@ def choose(rows: Sequence[Row]) -> int:
     Of equal ones that with the lower validation loss is taken, else the first.
 
     Raises:
+        DataError: There is no such category.
         TrainingError: Training failed with every combination.
     """
     by_number: dict[int, dict[str, Row]] = {}
@@ -158,11 +161,14 @@ def choose(rows: Sequence[Row]) -> int:
         raise TrainingError(f"training failed with every combination of --sweep; the first: {rows[0]['error']}")
     defined = [{c for c, row in of.items() if row["auroc"] is not None} for of in by_number.values()]
     common = sorted(set.intersection(*defined))
+    if not common:
+        raise DataError(NO_CHOICE)
 
     def worth(number: int) -> tuple[float, float]:
         chosen = [by_number[number][category] for category in common]
         losses = [row["validation_loss"] for row in chosen]
-        return _mean([row["auroc"] for row in chosen]), -math.inf if None in losses else -_mean(losses)
+        mean_loss = math.inf if None in losses else float(np.mean(losses))
+        return float(np.mean([row["auroc"] for row in chosen])), -mean_loss
 
     return max(by_number, key=worth)
 
@@ -189,6 +195,15 @@ def _adopt(trained: Path, out: Path) -> None:
             shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(folder, incomplete)
         incomplete.rename(out / folder.name)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder so that nobody meets a half of it."""
+    doomed = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(doomed, ignore_errors=True)
+    if folder.is_dir():
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
 
 
 def _measured(point: Combination, train: Train, folder: Path) -> list[Row]:
@@ -218,7 +233,7 @@ def _measured(point: Combination, train: Train, folder: Path) -> list[Row]:
         for category, seat in manifest["categories"].items()
     ]
     if all(row["auroc"] is None for row in rows):
-        raise DataError("no category has both verdicts in validation, so --sweep cannot choose; label more")
+        raise DataError(NO_CHOICE)  # before more are trained
     return rows
 
 
@@ -242,7 +257,3 @@ def _value(name: str, kind: Any, text: str) -> Any:
 
 def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else 0.0
