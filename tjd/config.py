@@ -13,7 +13,7 @@ CONDITIONS = ("with_constraint", "without_constraint")
 
 Layout = Literal["3-for-3", "1-for-3", "1-for-all"]
 Balance = Literal["weights", "rows"]
-Head = Literal["verdict", "probe"]
+Head = Literal["verdict", "probe", "encoder"]
 Mode = Literal["pointwise", "batch"]
 SoftReward = Literal["verdict", "score"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -156,17 +156,18 @@ class TrainJudgeConfig:
     base: str = flag("Qwen/Qwen3-0.6B", "Backbone: hub name, folder, or `embedded` (SmolLM2-135M-Instruct).", "-b")
     layout: Layout = flag("3-for-3", "A specialist per category, one for the chosen ones, or one for all.")
     category: tuple[str, ...] = flag((), CATEGORY_HELP, "-c")
-    prompt: str = flag("judge.v1", "Judge prompt: a shipped name or a .md file.")
+    prompt: str = flag("judge.v1", "Judge prompt: a shipped name or a .md file. Encoders read none.")
     head: Head = flag(
         "verdict",
         "`verdict` fine-tunes the model to say Yes or No (the paper). `probe` leaves it as it is and fits logistic "
-        "regression on its hidden states: a forward pass to train, one trunk for all specialists.",
+        "regression on its hidden states: a forward pass to train, one trunk for all specialists. `encoder` trains all "
+        "weights of a sequence classifier (ModernBERT, DeBERTa, BERT), which `--base` names.",
     )
     layer: int = flag(0, "Layer that probes read; 0 chooses it on validation.")
     full: bool = flag(False, "Train all weights instead of LoRA adapters.")
     lora_rank: int = flag(16, "Rank of the adapters.")
     lora_layers: int = flag(0, "Adapt only this many layers from the top; 0 adapts all.")
-    learning_rate: float = flag(0.0, "Peak rate; 0 takes 2e-4 for LoRA and 1e-5 for all weights.")
+    learning_rate: float = flag(0.0, "Peak rate; 0 takes 2e-4 for LoRA, 1e-5 for all weights, 3e-5 for an encoder.")
     balance: Balance = flag("weights", "Even out a category's verdicts by weighing rows, or by leaving rows out.")
     epochs: int = flag(3, "Passes over the rows, at most.")
     patience: int = flag(1, "Stop after this many epochs without a lower validation loss.")
@@ -186,6 +187,11 @@ class TrainJudgeConfig:
     harden: float = flag(
         0.0, "Add worthless responses as negatives, this share of a category's training rows; see `tjd probe-hacks`."
     )
+    swap: float = flag(
+        0.0,
+        "Add responses beside a constraint of another query as negatives, this share of a category's training rows. Such "
+        "rows are true by chance at times: probes on the demo's table got worse (AUROC on validation by 0.02 to 0.1).",
+    )
     dtype: Dtype = flag("auto", "`auto` takes bfloat16 where the hardware multiplies it natively.")
     seed: int = flag(0, "Of the split, the order of rows and the adapters.")
 
@@ -194,16 +200,29 @@ class TrainJudgeConfig:
         _at_least(self, 1, "epochs", "patience", "batch_size", "lora_rank", "max_instruction_tokens")
         _at_least(self, 1, "max_response_tokens")
         _at_least(self, 0, "lora_layers", "learning_rate", "layer")
-        if self.head not in ("verdict", "probe"):
-            raise ConfigError(f"--head must be verdict or probe, not '{self.head}'")
-        _share(self, "target_precision", "abstain", "harden")
+        if self.head not in get_args(Head):
+            raise ConfigError(f"--head must be one of {', '.join(get_args(Head))}, not '{self.head}'")
+        _share(self, "target_precision", "abstain", "harden", "swap")
         if self.balance not in ("weights", "rows"):
             raise ConfigError(f"--balance must be weights or rows, not '{self.balance}'")
 
     @property
     def rate(self) -> float:
         """The learning rate in force."""
-        return self.learning_rate or (1e-5 if self.full else 2e-4)
+        default = 3e-5 if self.head == "encoder" else 1e-5 if self.full else 2e-4
+        return self.learning_rate or default
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepConfig:
+    """Settings of the sweep of `tjd train-judge`, beside those of training."""
+
+    sweep: tuple[str, ...] = flag(
+        (),
+        "Train with every combination of these values, NAME=V1,V2 (`learning-rate=1e-4,3e-4`; repeatable), and take the "
+        "one with the greatest mean AUROC over the categories on validation. sweep.parquet holds them all.",
+    )
+    keep: bool = flag(False, "Keep the judges of all combinations, too.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,18 +1,24 @@
 """Commands that make and use judges: train-judge, score."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tjd.commands.common import Judges, Limit, Out, OutFolder, Taxonomy, Where, rows_of, write
-from tjd.commands.terminal import progress, say
-from tjd.config import TrainJudgeConfig, as_dict
+from tjd.commands.terminal import progress, require_known, say
+from tjd.config import SweepConfig, TrainJudgeConfig, as_dict
+from tjd.errors import ConfigError
 from tjd.extras import need
 from tjd.flags import flags
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+    from tjd.stages.sweep import Combination
+    from tjd.tables import Row
 
 app = typer.Typer()
 
@@ -23,6 +29,7 @@ def train_judge_command(
     labels: Annotated[str, typer.Argument(help="Labels: Parquet or `-`.")],
     out: OutFolder,
     config: TrainJudgeConfig,
+    sweep: SweepConfig,
     taxonomy: Taxonomy = None,
     where: Where = [],  # noqa: B006
     limit: Limit = 0,
@@ -32,23 +39,48 @@ def train_judge_command(
     Rows are split by query: a column `split` wins, else a digest decides. A killed run keeps the judges it finished.
     """
     need("train-judge", "train", "torch", "transformers", "peft")
-    from tjd import tables
+    from tjd import backbone, tables
     from tjd import taxonomy as categories
     from tjd.judge import ensemble
+    from tjd.stages import sweep as choice
     from tjd.stages import train_judge as stage
 
+    grid = _grid(sweep.sweep)
     known = categories.load(taxonomy)
     prompt = ensemble.load_prompt(config.prompt)
     table = tables.open_table(labels, "labels", need=stage.NEED)
     rows = list(rows_of(table, where, limit))
     digest = tables.text_id(table.digest, *where, str(limit))
+    points = choice.combinations(config, grid, lambda each: stage.fingerprint(each, prompt, digest)) if grid else []
+
+    def provenance(config: TrainJudgeConfig) -> "Row":
+        settings = as_dict(config) | {"sweep": list(sweep.sweep), "where": where, "limit": limit}
+        settings["base"] = backbone.public_name(config.base)
+        return tables.provenance("train-judge", settings, {"labels": table.digest}, {prompt.name: prompt.digest})
+
     with progress() as bars:
-        manifest = stage.train_judge(rows, known, prompt, config, out, data_digest=digest, on_step=training_bars(bars))
-    history = manifest.pop("history")
-    settings = as_dict(config) | {"base": manifest["base_name"], "where": where, "limit": limit}
-    source = tables.provenance("train-judge", settings, {"labels": table.digest}, {prompt.name: prompt.digest})
-    tables.write_rows(history, str(out / "metrics.parquet"), stage.HISTORY, source)
-    (out / "card.md").write_text(stage.card(manifest), encoding="utf-8")
+
+        def train(config: TrainJudgeConfig, out: Path, swept: "Row | None" = None) -> "Row":
+            told = training_bars(bars)
+            manifest = stage.train_judge(
+                rows, known, prompt, config, out, data_digest=digest, on_step=told, sweep=swept
+            )
+            tables.write_rows(manifest["history"], str(out / "metrics.parquet"), stage.HISTORY, provenance(config))
+            (out / "card.md").write_text(stage.card(manifest), encoding="utf-8")
+            return manifest
+
+        swept = None
+        if points:
+
+            def save(rows: "list[Row]") -> None:
+                tables.write_rows(rows, str(out / choice.FILE), choice.SWEEP, provenance(config))
+
+            def tell(point: "Combination") -> None:
+                bars.console.print(f"combination {point.number} of {len(points)}: {point.label}", highlight=False)
+
+            settings, swept = choice.sweep(points, out, train, save, keep=sweep.keep, on_start=tell)
+            config = replace(config, **settings)
+        manifest = train(config, out, swept)
     say(f"{len(manifest['specialists'])} judges -> {out} (card.md says what they are worth)")
 
 
@@ -76,6 +108,27 @@ def score_command(
     inputs, schema = {"table": source}, stage.schema(source.schema)
     chosen = (where, limit)
     write(rows, out, schema, "score", {"dtype": dtype}, inputs, digests=digests, chosen=chosen, null="score")
+
+
+def _grid(sweep: Sequence[str]) -> dict[str, list[str]]:
+    """Names of settings and the values of each, from `NAME=V1,V2`."""
+    from tjd.stages.sweep import NOT_SWEPT, sweepable
+
+    grid: dict[str, list[str]] = {}
+    for written in sweep:
+        name, sign, values = written.partition("=")
+        name = name.strip().replace("-", "_")
+        if not sign:
+            raise ConfigError(
+                f"--sweep {written}: write NAME=V1,V2 with a flag of training that takes numbers or a choice"
+            )
+        if name in NOT_SWEPT:
+            raise ConfigError(f"--sweep {name}: {NOT_SWEPT[name]}; leave it out of the grid")
+        require_known(name, sweepable(), "setting to --sweep")
+        if name in grid:
+            raise ConfigError(f"--sweep names {name} twice; write all its values in one: {name}=V1,V2,V3")
+        grid[name] = [value.strip() for value in values.split(",")]
+    return grid
 
 
 def training_bars(bars: "Progress") -> Callable[[str, Mapping[str, Any]], None]:

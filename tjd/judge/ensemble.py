@@ -5,8 +5,8 @@ data and measured metrics), a folder of weights per specialist, `metrics.parquet
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from tjd import backbone
 from tjd.calibration import tempered
 from tjd.config import TrainJudgeConfig
 from tjd.errors import ConfigError, DataError
+from tjd.judge import encoder as classify
 from tjd.judge import probe
-from tjd.judge.prompt import VARIABLES, Encoder, verdict_ids
+from tjd.judge.encoder import Classifier, Pairs
+from tjd.judge.prompt import VARIABLES, Encoded, Encoder, verdict_ids
 from tjd.judge.score import Specialist, score
 from tjd.judge.train import merged, own_copy
 from tjd.prompts import Prompt
@@ -24,6 +26,7 @@ from tjd.splits import split_of
 from tjd.tables import text_id
 
 MANIFEST = "manifest.json"
+LIMITS = ("max_instruction_tokens", "max_response_tokens")
 QUERIES = "train_queries.txt"  # digests of the queries trained on, to tell when a test is no test
 
 
@@ -47,7 +50,12 @@ class Seat:
 class Ensemble:
     """Specialists, mostly over one base model; `score` is what the reward calls."""
 
-    def __init__(self, specialists: Sequence[Specialist], encoder: Encoder, seats: Mapping[str, Seat]) -> None:
+    def __init__(
+        self,
+        specialists: Sequence[Specialist | Classifier],
+        encoder: Encoder | Pairs,
+        seats: Mapping[str, Seat],
+    ) -> None:
         self.specialists = list(specialists)
         self.encoder = encoder
         self.seats = seats  # category -> seat
@@ -64,7 +72,7 @@ class Ensemble:
         judged = [index for index, verdict in enumerate(verdicts) if verdict is None]
         seats = [self.seats[rows[index]["category"]] for index in judged]
         judgements = [self.encoder(rows[index]) for index in judged]
-        for place, yes in score(self.specialists, judgements, [self.place[seat.specialist] for seat in seats]):
+        for place, yes in raw_scores(self.specialists, judgements, [self.place[seat.specialist] for seat in seats]):
             verdicts[judged[place]] = seats[place].verdict(yes)
         return [verdict for verdict in verdicts if verdict is not None]
 
@@ -80,10 +88,20 @@ class Ensemble:
         return None
 
 
+def raw_scores(
+    specialists: Sequence[Specialist | Classifier], judgements: Sequence[Encoded], whose: Sequence[int]
+) -> Iterator[tuple[int, float]]:
+    """`tjd.judge.score.score` for specialists with any head, the same one for all."""
+    classifiers = [each for each in specialists if isinstance(each, Classifier)]
+    if classifiers:
+        return classify.score(classifiers, judgements, whose)
+    return score([each for each in specialists if isinstance(each, Specialist)], judgements, whose)
+
+
 def zero_shot(base: str, prompt: Prompt, config: TrainJudgeConfig, categories: Iterable[str]) -> Ensemble:
     """A model as it is, asked with the judges' own prompt and limits: what every specialist is compared with."""
     name = backbone.public_name(base)
-    encoder = make_encoder(base, prompt, config)
+    encoder = make_encoder(base, prompt, replace(config, head="verdict"))
     model = backbone.load_model(base, dtype=config.dtype)
     specialist = merged(model, name, 0, verdict_ids(encoder.tokenizer))
     return Ensemble([specialist], encoder, {category: Seat(name, 0.5) for category in categories})
@@ -97,14 +115,13 @@ def count_trained_on(folder: Path, rows: Sequence[Mapping[str, Any]], split: str
     return sum(text_id(row["query_id"]) in known for row in chosen)
 
 
-def make_encoder(base: str, prompt: Prompt, config: TrainJudgeConfig) -> Encoder:
-    """The encoder of a base model under a config's length limits."""
-    return Encoder(
-        backbone.load_tokenizer(base),
-        prompt,
-        max_instruction_tokens=config.max_instruction_tokens,
-        max_response_tokens=config.max_response_tokens,
-    )
+def make_encoder(base: str, prompt: Prompt, config: TrainJudgeConfig) -> Encoder | Pairs:
+    """What turns rows into tokens of a base model, for a config's head and under its length limits."""
+    tokenizer = backbone.load_tokenizer(base)
+    limits = {name: getattr(config, name) for name in LIMITS}
+    if config.head == "encoder":
+        return Pairs(tokenizer, backbone.load_config(base), **limits)
+    return Encoder(tokenizer, prompt, **limits)
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -136,17 +153,20 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> En
         if not (folder / specialist).is_dir():
             raise DataError(f"{folder} lacks the weights of the specialist '{specialist}'; train the judges anew")
     prompt = Prompt(manifest["prompt"]["name"], manifest["prompt"]["text"])
-    encoder = Encoder(
-        backbone.load_tokenizer(manifest["base"]),
-        prompt,
-        max_instruction_tokens=manifest["max_instruction_tokens"],
-        max_response_tokens=manifest["max_response_tokens"],
-    )
-    if list(verdict_ids(encoder.tokenizer)) != manifest["verdict_ids"]:
+    read_as = TrainJudgeConfig(**{name: manifest[name] for name in ("head", *LIMITS)})
+    encoder = make_encoder(manifest["base"], prompt, read_as)
+    seats = {name: _seat(seat) for name, seat in manifest["categories"].items()}
+    if isinstance(encoder, Pairs):
+        classifiers = [
+            Classifier(name, backbone.load_classifier(str(folder / name), device=device, dtype=dtype), encoder)
+            for name in manifest["specialists"]
+        ]
+        return Ensemble(classifiers, encoder, seats)
+    verdicts = verdict_ids(encoder.tokenizer)
+    if list(verdicts) != manifest["verdict_ids"]:
         raise ConfigError(
             f"the tokenizer of {manifest['base']} is not the one the judges in {folder} were trained with"
         )
-    verdicts = (manifest["verdict_ids"][0], manifest["verdict_ids"][1])
     specialists = []
     if manifest["full"]:
         for name in manifest["specialists"]:
@@ -162,7 +182,6 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> En
             with own_copy(base, first_layer), backbone.without_peft_noise():
                 model = PeftModel.from_pretrained(base, str(folder / name))
                 specialists.append(merged(model, name, first_layer, verdicts))
-    seats = {name: _seat(seat) for name, seat in manifest["categories"].items()}
     return Ensemble(specialists, encoder, seats)
 
 

@@ -6,7 +6,7 @@ constraint of a response share both, so prefixes can be computed once. Texts of 
 tokens taken literally: a response that contains an end-of-turn marker cannot end the turn.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 VARIABLES = ("instruction", "response", "constraint")
 VERDICTS = ("Yes", "No")
+MAX_CONSTRAINT_TOKENS = 256
+
+Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +51,10 @@ class Encoder:
         *,
         max_instruction_tokens: int,
         max_response_tokens: int,
-        max_constraint_tokens: int = 256,
+        max_constraint_tokens: int = MAX_CONSTRAINT_TOKENS,
     ) -> None:
         self.tokenizer = tokenizer
-        self.limits: dict[str, int] = dict(
-            zip(VARIABLES, (max_instruction_tokens, max_response_tokens, max_constraint_tokens), strict=True)
-        )
+        self.limits = (max_instruction_tokens, max_response_tokens, max_constraint_tokens)
         pieces = _fixed_pieces(tokenizer, prompt)
         self.head, self.before_response, self.before_constraint, self.tail = (
             tuple(tokenizer.encode(piece, add_special_tokens=False)) for piece in pieces
@@ -61,21 +62,34 @@ class Encoder:
 
     def __call__(self, row: Mapping[str, Any]) -> Encoded:
         """Encode a row with `instruction` (or else `query`), `response` and `constraint`."""
+        instruction, response, constraint = text_ids(self.tokenizer, row, self.limits)
         return Encoded(
-            self.head + self._text("instruction", row.get("instruction") or row["query"]),
-            self.before_response + self._text("response", row["response"]),
-            self.before_constraint + self._text("constraint", row["constraint"]) + self.tail,
+            self.head + instruction,
+            self.before_response + response,
+            self.before_constraint + constraint + self.tail,
         )
 
-    def _text(self, variable: str, text: str) -> tuple[int, ...]:
-        ids = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-        limit = self.limits[variable]
-        if len(ids) <= limit:
-            return tuple(ids)
-        if variable == "response":
-            return tuple(ids[:limit])
-        half = limit // 2  # what is asked often stands at the end of a long dialogue
-        return (*ids[:half], *ids[len(ids) - (limit - half) :])
+
+def text_ids(tokenizer: "PreTrainedTokenizerBase", row: Mapping[str, Any], limits: Sequence[int]) -> tuple[Ids, ...]:
+    """Token ids of a row's instruction (or else query), response and constraint, each cut to its limit."""
+    texts = (row.get("instruction") or row["query"], row["response"], row["constraint"])
+    as_text: Any = {
+        "add_special_tokens": False,
+        "split_special_tokens": True,
+        "verbose": False,
+    }  # cut below if too long
+    ids = [tokenizer.encode(text, **as_text) for text in texts]
+    return tuple(cut(*each) for each in zip(VARIABLES, ids, limits, strict=True))
+
+
+def cut(variable: str, ids: Sequence[int], limit: int) -> Ids:
+    """At most so many tokens: a response loses its end, the others their middle."""
+    if len(ids) <= limit:
+        return tuple(ids)
+    if variable == "response":
+        return tuple(ids[:limit])
+    half = limit // 2  # what is asked often stands at the end of a long dialogue
+    return (*ids[:half], *ids[len(ids) - (limit - half) :])
 
 
 def verdict_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, int]:

@@ -82,14 +82,20 @@ def score_plain(
 ) -> Iterator[tuple[int, float]]:
     """The same without trees: whole judgements sorted by length, `budget` padded tokens a batch."""
     layers = torch.nn.ModuleList([*specialist.decoder.layers[: specialist.first_layer], *specialist.layers])
-    order = sorted(range(len(judgements)), key=lambda index: len(judgements[index]), reverse=True)
-    while order:
-        size = max(1, budget // len(judgements[order[0]]))
-        batch, order = order[:size], order[size:]
+    for batch in padded_batches(judgements, budget):
         with torch.inference_mode():
             with tree.with_layers(specialist.decoder, layers, specialist.norm):
                 pooled_BF = tree.pool_each(specialist.decoder, [judgements[index] for index in batch], specialist.pools)
             yield from zip(batch, specialist.read(pooled_BF).tolist(), strict=True)
+
+
+def padded_batches(judgements: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
+    """Indices of judgements by length, the longest first, so many at once that `budget` padded tokens suffice."""
+    order = sorted(range(len(judgements)), key=lambda index: len(judgements[index]), reverse=True)
+    while order:
+        size = max(1, budget // len(judgements[order[0]]))
+        batch, order = order[:size], order[size:]
+        yield batch
 
 
 def _score_each(

@@ -34,7 +34,6 @@ WARMUP = 0.1  # share of the steps
 
 Step = Callable[[dict[str, Any]], None]
 
-
 States = Mapping[tuple[Ids, ...], torch.Tensor]
 
 
@@ -46,6 +45,9 @@ class Example:
     followed: bool
     category: str
     query_id: str = ""  # the unit of intervals
+
+
+Losses = Callable[[Sequence[Example]], tuple[torch.Tensor, Sequence[Example]]]
 
 
 def first_adapted_layer(config: TrainJudgeConfig, n_layers: int) -> int:
@@ -147,12 +149,42 @@ def fit(
     Raises:
         TrainingError: The loss is not finite.
     """
-    torch.manual_seed(config.seed)
     decoder, _ = decoder_and_head(model)
     first_layer = first_adapted_layer(config, model.config.get_text_config().num_hidden_layers)
     states = trunk_states(decoder, [example.encoded for example in (*train, *validation)], first_layer)
     if states is None:
         first_layer = 0
+
+    def losses(batch: Sequence[Example]) -> tuple[torch.Tensor, Sequence[Example]]:
+        return _losses(model, batch, verdicts, first_layer, states)
+
+    def predicted(examples: Sequence[Example]) -> np.ndarray:
+        return predict(model, examples, verdicts, first_layer, states)
+
+    return learn(model, train, validation, losses, predicted, config, on_step)
+
+
+def learn(
+    model: torch.nn.Module,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    losses: Losses,
+    predicted: Callable[[Sequence[Example]], np.ndarray],
+    config: TrainJudgeConfig,
+    on_step: Step,
+) -> list[dict[str, Any]]:
+    """The epochs of `fit`, for a model with any head.
+
+    Args:
+        model: Its trainable parameters require gradients.
+        train: See `fit`.
+        validation: See `fit`.
+        losses: Of a batch: the loss of each example in nats, [B], and the examples in the order of these.
+        predicted: P(followed) of each example, [N], in evaluation mode.
+        config: See `fit`.
+        on_step: See `fit`.
+    """
+    torch.manual_seed(config.seed)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.rate, weight_decay=0.0)
     n_steps = config.epochs * math.ceil(len(train) / config.batch_size)
@@ -163,7 +195,9 @@ def fit(
     for epoch in range(config.epochs):
         model.train()
         for batch in epoch_batches(train, config.batch_size, seed=config.seed + epoch):
-            loss = _train_step(model, batch, weights, verdicts, parameters, optimizer, first_layer, states)
+            loss_B, judged = losses(batch)
+            weight_B = loss_B.new_tensor([weights[example.category, example.followed] for example in judged])
+            loss = _descend((weight_B * loss_B).sum() / weight_B.sum(), parameters, optimizer)
             if not math.isfinite(loss):
                 raise TrainingError(f"the loss is {loss} at step {len(rows) + 1}; lower --learning-rate")
             rows.append(
@@ -180,7 +214,7 @@ def fit(
             on_step(rows[-1] | {"n_steps": n_steps})
         model.eval()
         if validation:
-            rows[-1]["validation_loss"] = current = validation_loss(model, validation, verdicts, first_layer, states)
+            rows[-1]["validation_loss"] = current = validation_loss(validation, predicted(validation))
             on_step(rows[-1] | {"n_steps": n_steps})
             if current < best_loss:
                 best_loss, waited = current, 0
@@ -231,37 +265,21 @@ def predict(
     return yes_N
 
 
-def validation_loss(
-    model: Any,
-    examples: Sequence[Example],
-    verdicts: tuple[int, int],
-    first_layer: int = 0,
-    states: States | None = None,
-) -> float:
+def validation_loss(examples: Sequence[Example], yes_N: np.ndarray) -> float:
     """Class-weighted cross-entropy of P(Yes) against the truth, in nats."""
     weights = class_weights(examples)
-    yes_N = predict(model, examples, verdicts, first_layer, states)
     truth_N = np.array([example.followed for example in examples])
     weight_N = np.array([weights[example.category, example.followed] for example in examples])
     likelihood_N = np.clip(np.where(truth_N, yes_N, 1 - yes_N), 1e-6, 1)
     return float(-(weight_N * np.log(likelihood_N)).sum() / weight_N.sum())
 
 
-def _train_step(
-    model: Any,
-    batch: Sequence[Example],
-    weights: dict[tuple[str, bool], float],
-    verdicts: tuple[int, int],
-    parameters: list[torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    first_layer: int,
-    states: States | None,
-) -> float:
+def _losses(
+    model: Any, batch: Sequence[Example], verdicts: tuple[int, int], first_layer: int, states: States | None
+) -> tuple[torch.Tensor, Sequence[Example]]:
     decoder, head = decoder_and_head(model)
-    device = head.weight.device
-    half = (
-        device.type in ("cpu", "cuda") and parameters[0].dtype == torch.float32 and head.weight.dtype != torch.float32
-    )
+    device, trained = head.weight.device, next(p for p in model.parameters() if p.requires_grad)
+    half = device.type in ("cpu", "cuda") and trained.dtype == torch.float32 and head.weight.dtype != torch.float32
     groups = tree.group([example.encoded for example in batch])
     with torch.autocast(device.type, torch.bfloat16, enabled=half):
         hidden_JD, members = _final_states(decoder, groups, first_layer, states)
@@ -269,9 +287,12 @@ def _train_step(
     judged = [(j, batch[index]) for j, same in enumerate(members) for index in same]
     logits_BV = logits_JV[[j for j, _ in judged]]
     target_B = torch.tensor([verdicts[0] if example.followed else verdicts[1] for _, example in judged], device=device)
-    weight_B = torch.tensor([weights[example.category, example.followed] for _, example in judged], device=device)
     loss_B = torch.nn.functional.cross_entropy(logits_BV.float(), target_B, reduction="none")
-    loss = (weight_B * loss_B).sum() / weight_B.sum()
+    return loss_B, [example for _, example in judged]
+
+
+def _descend(loss: torch.Tensor, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> float:
+    """One step down the gradient; gives the loss before it."""
     loss.backward()
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()

@@ -18,14 +18,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from tjd import __version__, backbone, taxonomy
 from tjd.calibration import calibrate, tempered
 from tjd.config import TrainJudgeConfig, as_dict
 from tjd.errors import DataError
-from tjd.judge import ensemble, hacks, probe
+from tjd.judge import encoder as classify
+from tjd.judge import ensemble, hacks, probe, swaps
+from tjd.judge.encoder import Classifier, Pairs
 from tjd.judge.prompt import Encoder, verdict_ids
-from tjd.judge.score import Specialist, score
+from tjd.judge.score import Specialist
 from tjd.judge.train import Example, add_adapter, class_weights, first_adapted_layer, fit, merged, own_copy
 from tjd.metrics import METRICS, estimate, judge_metrics, resample_weights
 from tjd.prompts import Prompt
@@ -56,6 +59,7 @@ CALIBRATION = ("target_precision", "abstain")  # chosen after training: other va
 RECORD = "specialist.json"  # written last: a specialist without it was not finished
 
 OnStep = Callable[[str, Mapping[str, Any]], None]
+Trained = tuple[Specialist | Classifier, list[Row]]  # and its history
 
 
 class Parts(NamedTuple):
@@ -74,6 +78,7 @@ def train_judge(
     *,
     data_digest: str,
     on_step: OnStep = lambda specialist, metrics: None,
+    sweep: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train the specialists of a layout and write the ensemble.
 
@@ -85,13 +90,14 @@ def train_judge(
         out: The ensemble's folder.
         data_digest: Of the labels, for the manifest.
         on_step: Told the specialist and every row of its training metrics.
+        sweep: What the settings were chosen from, for the manifest.
 
     Returns:
         The manifest.
 
     Raises:
         DataError: A category has rows of one class only, or none.
-        ConfigError: An unknown category, or a base whose verdicts are not single tokens.
+        ConfigError: An unknown category, a base that cannot have this head, or one whose verdicts are not single tokens.
         TrainingError: The loss is not finite.
     """
     usable = [row for row in rows if row["followed"] is not None and row["response"] is not None and row["category"]]
@@ -104,22 +110,23 @@ def train_judge(
             by_split[part] = balanced(by_split[part], config.seed)
     judged = [row for row in by_split["train"] if any(row["category"] in members for members in plan.values())]
     probes = hacks.negatives(judged, hacks.load(), config.harden, seed=config.seed)
-    by_split["train"] += probes  # after balancing: what was evened out are real responses
+    swapped = swaps.negatives(judged, config.swap, seed=config.seed)
+    by_split["train"] += probes + swapped  # after balancing: what was evened out are real responses
+    classify.require_base(config.base, config.head)
     encoder = ensemble.make_encoder(config.base, prompt, config)
-    verdicts = verdict_ids(encoder.tokenizer)
+    verdicts = None if isinstance(encoder, Pairs) else verdict_ids(encoder.tokenizer)
     out.mkdir(parents=True, exist_ok=True)
-    trained = {name: value for name, value in as_dict(config).items() if name not in CALIBRATION}
-    fingerprint = text_id(__version__, json.dumps(trained, sort_keys=True), data_digest, prompt.digest)
-    todo = {name: members for name, members in plan.items() if not _is_current(out / name / RECORD, fingerprint)}
+    current = fingerprint(config, prompt, data_digest)
+    todo = {name: members for name, members in plan.items() if not _is_current(out / name / RECORD, current)}
     parts = {
         name: Parts(*(_examples(encoder, by_split[key], members) for key in ("train", "validation")))
         for name, members in todo.items()
     }
-    train = _train_probes if config.head == "probe" else _train_verdicts
-    for specialist, history in train(parts, verdicts, config, out, on_step) if todo else ():
+    train = {"verdict": _train_verdicts, "probe": _train_probes, "encoder": _train_encoders}[config.head]
+    for specialist, history in train(parts, encoder, config, out, on_step) if todo else ():
         examples = parts[specialist.name].validation
         record = {
-            "fingerprint": fingerprint,
+            "fingerprint": current,
             "first_layer": specialist.first_layer,
             "history": history,
             "validation": _validation(specialist, examples),
@@ -144,7 +151,7 @@ def train_judge(
         "specialists": list(plan),
         "categories": seats,
         "prompt": {"name": prompt.name, "sha256": prompt.digest, "text": prompt.text},
-        "verdict_ids": list(verdicts),
+        "verdict_ids": verdicts,  # null: an encoder says no verdict
         "max_instruction_tokens": config.max_instruction_tokens,
         "max_response_tokens": config.max_response_tokens,
         "data": {
@@ -152,11 +159,19 @@ def train_judge(
             "n_invalid": len(rows) - len(usable),
             "n": {key: len(part) for key, part in by_split.items()},
             "n_probes": len(probes),  # among those of train
+            "n_swapped": len(swapped),  # and these
         },
+        "sweep": sweep,
         "config": as_dict(config),
     }
     (out / ensemble.MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
     return manifest | {"history": [row for record in records.values() for row in record["history"]]}
+
+
+def fingerprint(config: TrainJudgeConfig, prompt: Prompt, data_digest: str) -> str:
+    """A digest of all that trained weights depend on."""
+    trained = {name: value for name, value in as_dict(config).items() if name not in CALIBRATION}
+    return text_id(__version__, json.dumps(trained, sort_keys=True), data_digest, prompt.digest)
 
 
 def balanced(rows: Sequence[Row], seed: int) -> list[Row]:
@@ -206,13 +221,14 @@ def card(manifest: Mapping[str, Any]) -> str:
         f"# Judges over {manifest['base_name']}, {manifest['layout']}",
         "",
         f"- trained by tjd {manifest['version']}: {_how(manifest)}",
-        f"- prompt {manifest['prompt']['name']} (SHA-256 {manifest['prompt']['sha256'][:12]}), "
-        f"verdict tokens {manifest['verdict_ids']} (Yes, No)",
+        *_asked(manifest),
         f"- labels SHA-256 {data['sha256'][:12]}: {data['n']['train']} rows in train, {data['n']['validation']} in "
         f"validation, {data['n']['test']} in test (by query); {data['n_invalid']} without a verdict were left out; "
-        f"{data['n_probes']} of the training rows are hack probes, all not followed",
+        f"{data['n_probes']} of the training rows are hack probes and {data['n_swapped']} have the constraint of another "
+        "query, all not followed",
         "- thresholds and the kept epoch were chosen on validation, so the figures below flatter the judges: measure them "
         "on the test split with `tjd eval-judge`",
+        *_chosen(manifest),
         *_promises(manifest),
         "",
         "| category | specialist | temperature | threshold | n (validation) | prevalence | "
@@ -230,13 +246,33 @@ def card(manifest: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _asked(manifest: Mapping[str, Any]) -> list[str]:
+    prompt, verdicts = manifest["prompt"], manifest["verdict_ids"]
+    if verdicts is None:
+        return []
+    told = f"- prompt {prompt['name']} (SHA-256 {prompt['sha256'][:12]}), verdict tokens {list(verdicts)} (Yes, No)"
+    return [told]
+
+
 def _how(manifest: Mapping[str, Any]) -> str:
+    if manifest["head"] == "encoder":
+        return "all weights of an encoder with one logit"
     if manifest["head"] == "probe":
         layers = sorted(set(manifest["first_layers"].values()))
         return (
             f"logistic regression on hidden states that enter layer {', '.join(map(str, layers))} of the frozen model"
         )
     return "full fine-tuning" if manifest["full"] else "LoRA"
+
+
+def _chosen(manifest: Mapping[str, Any]) -> list[str]:
+    swept = manifest["sweep"]
+    if not swept:
+        return []
+    return [
+        f"- {swept['chosen']}: chosen by the mean AUROC on validation among {swept['n']} combinations of {swept['grid']} "
+        "(sweep.parquet)"
+    ]
 
 
 def _promises(manifest: Mapping[str, Any]) -> list[str]:
@@ -259,10 +295,11 @@ def _promises(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _train_verdicts(
-    parts: Mapping[str, Parts], verdicts: tuple[int, int], config: TrainJudgeConfig, out: Path, on_step: OnStep
-) -> Iterator[tuple[Specialist, list[Row]]]:
+    parts: Mapping[str, Parts], encoder: Any, config: TrainJudgeConfig, out: Path, on_step: OnStep
+) -> Iterator[Trained]:
     """Fine-tune a specialist per part, and save it."""
     base: Any = None
+    verdicts = verdict_ids(encoder.tokenizer)
     for name, part in parts.items():
         if base is None or config.full:
             base = backbone.load_model(config.base, dtype="float32" if config.full else config.dtype)
@@ -276,9 +313,22 @@ def _train_verdicts(
             yield merged(model, name, first_layer, verdicts), [{"specialist": name, **row} for row in history]
 
 
+def _train_encoders(
+    parts: Mapping[str, Parts], encoder: Any, config: TrainJudgeConfig, out: Path, on_step: OnStep
+) -> Iterator[Trained]:
+    """Train a classifier per part, and save it."""
+    for name, part in parts.items():
+        torch.manual_seed(config.seed)  # its head is drawn at random
+        classifier = Classifier(name, backbone.load_classifier(config.base, dtype="float32"), encoder)
+        history = classify.fit(classifier, part.train, part.validation, config, partial(on_step, name))
+        with _new_folder(out / name) as folder:
+            classifier.model.save_pretrained(folder)
+        yield classifier, [{"specialist": name, **row} for row in history]
+
+
 def _train_probes(
-    parts: Mapping[str, Parts], verdicts: tuple[int, int], config: TrainJudgeConfig, out: Path, on_step: OnStep
-) -> Iterator[tuple[Specialist, list[Row]]]:
+    parts: Mapping[str, Parts], encoder: Any, config: TrainJudgeConfig, out: Path, on_step: OnStep
+) -> Iterator[Trained]:
     """Read the states of all parts in one pass, fit a probe per part, and save it."""
     base: Any = backbone.load_model(config.base, dtype=config.dtype)
     decoder = base.get_decoder()
@@ -318,9 +368,9 @@ def _new_folder(target: Path) -> Iterator[Path]:
     incomplete.rename(target)
 
 
-def _validation(specialist: Specialist, examples: Sequence[Example]) -> list[Row]:
+def _validation(specialist: Specialist | Classifier, examples: Sequence[Example]) -> list[Row]:
     """The raw scores of the validation rows, kept so that another calibration needs no other training."""
-    scores = dict(score([specialist], [example.encoded for example in examples], [0] * len(examples)))
+    scores = dict(ensemble.raw_scores([specialist], [example.encoded for example in examples], [0] * len(examples)))
     return [
         {
             "category": example.category,
@@ -365,7 +415,7 @@ def _seat(specialist: str, category: str, validation: Sequence[Row], config: Tra
     }
 
 
-def _examples(encoder: Encoder, rows: Sequence[Row], members: Sequence[str]) -> list[Example]:
+def _examples(encoder: Encoder | Pairs, rows: Sequence[Row], members: Sequence[str]) -> list[Example]:
     return [
         Example(encoder(row), row["followed"], row["category"], row["query_id"])
         for row in rows
