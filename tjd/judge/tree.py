@@ -13,7 +13,7 @@ scaled dot products (soft caps, sliding windows) are found out by `fits`.
 from collections.abc import Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -38,8 +38,18 @@ class Level:
     query_BT: torch.Tensor  # indices into the packed row; padded with the last one
     key_BS: torch.Tensor
     visible_B1TS: torch.Tensor | None  # None: causal, queries and keys being the same
-    place_Q: torch.Tensor  # where the real queries stand in the flattened [B, T]
-    token_Q: torch.Tensor  # and in the packed row
+    place_Q: torch.Tensor  # where the real queries stand in the flattened [B, T], in the order of the packed row
+    biases: dict[tuple[torch.dtype, torch.device], torch.Tensor] = field(default_factory=dict, compare=False)
+
+    def bias(self, like: torch.Tensor) -> torch.Tensor | None:
+        """What is added to the scores: 0 where a pair sees each other, else minus infinity; made once for all layers."""
+        if self.visible_B1TS is None:
+            return None
+        key = (like.dtype, like.device)
+        if key not in self.biases:
+            zeros = torch.zeros(self.visible_B1TS.shape, dtype=like.dtype, device=like.device)
+            self.biases[key] = zeros.masked_fill_(~self.visible_B1TS, -torch.inf)
+        return self.biases[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,17 +307,16 @@ def _attend(
     if rest.get("softcap") is not None or getattr(module, "sliding_window", None) is not None:
         raise NotImplementedError("attention with soft caps or sliding windows")
     query_NHd, key_NKd, value_NKd = (x[0].transpose(0, 1) for x in (query, key, value))
-    out_NHd = torch.empty_like(query_NHd)
+    attended = []
     for level in tree:
         query_BHTd = query_NHd[level.query_BT].transpose(1, 2)
         key_BKSd, value_BKSd = key_NKd[level.key_BS].transpose(1, 2), value_NKd[level.key_BS].transpose(1, 2)
         attended_BHTd = torch.nn.functional.scaled_dot_product_attention(
-            query_BHTd, key_BKSd, value_BKSd, attn_mask=level.visible_B1TS, is_causal=level.visible_B1TS is None,
+            query_BHTd, key_BKSd, value_BKSd, attn_mask=level.bias(query_BHTd), is_causal=level.visible_B1TS is None,
             dropout_p=dropout, scale=scaling, enable_gqa=query_BHTd.shape[1] != key_BKSd.shape[1],
         )  # fmt: skip
-        real_QHd = attended_BHTd.transpose(1, 2).flatten(0, 1)[level.place_Q]
-        out_NHd = out_NHd.index_copy(0, level.token_Q, real_QHd.to(out_NHd.dtype))
-    return out_NHd[None], None
+        attended.append(attended_BHTd.transpose(1, 2).flatten(0, 1)[level.place_Q])
+    return torch.cat(attended)[None], None
 
 
 AttentionInterface.register(ATTENTION, _attend)
@@ -353,9 +362,9 @@ def _level(runs: Sequence[list[int]], prefix: Sequence[list[int]] | None, owner:
     query_BT, length_B = _padded(runs)
     n_query = query_BT.shape[1]
     real_BT = torch.arange(n_query)[None] < length_B[:, None]
-    place_Q, token_Q = real_BT.flatten().nonzero()[:, 0], query_BT[real_BT]
+    place_Q = real_BT.flatten().nonzero()[:, 0]
     if prefix is None:
-        return Level(query_BT, query_BT, None, place_Q, token_Q)
+        return Level(query_BT, query_BT, None, place_Q)
     prefix_BP, n_prefix_B = _padded(prefix)
     seen_B1P = (torch.arange(prefix_BP.shape[1])[None] < n_prefix_B[:, None])[:, None]
     own_BTT = torch.ones(n_query, n_query, dtype=torch.bool).tril()[None].expand(len(runs), -1, -1)
@@ -363,12 +372,12 @@ def _level(runs: Sequence[list[int]], prefix: Sequence[list[int]] | None, owner:
         owner_BT, _ = _padded(owner)
         own_BTT = own_BTT & (owner_BT[:, :, None] == owner_BT[:, None, :])
     visible_BTS = torch.cat([seen_B1P.expand(-1, n_query, -1), own_BTT], dim=2)
-    return Level(query_BT, torch.cat([prefix_BP, query_BT], dim=1), visible_BTS[:, None], place_Q, token_Q)
+    return Level(query_BT, torch.cat([prefix_BP, query_BT], dim=1), visible_BTS[:, None], place_Q)
 
 
 def _moved(holder: Any, device: torch.device) -> Any:
     """The same dataclass with its tensors on another device."""
-    values = {field.name: getattr(holder, field.name) for field in fields(holder)}
+    values = {f.name: getattr(holder, f.name) for f in fields(holder)}
     return replace(holder, **{name: x.to(device) for name, x in values.items() if isinstance(x, torch.Tensor)})
 
 
