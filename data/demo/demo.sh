@@ -9,9 +9,9 @@ data="$(cd "$(dirname "$0")" && pwd)"
 out="${OUT:-demo}"
 teacher="${TEACHER:-recorded:$data/recorded.parquet}"
 if [ -n "${FULL:-}" ]; then
-  steps=60 live=24
+  steps=60 live=24 taught=0
 else
-  steps=20 live=8
+  steps=24 live=8 taught=16
 fi
 [ -n "${TEACHER:-}" ] && votes=1 || votes=3
 mkdir -p "$out"
@@ -52,8 +52,9 @@ fi
 say "5. The judges give the live responses a score and a verdict."
 run score "$out/responses.parquet" --judges "$out/judges" -o "$out/scores.parquet"
 
-say "6. GRPO: the reward is the mean of the rule checks plus the mean of the judges' scores."
-run rl "$out/instructions.parquet" --judges "$out/judges" --policy embedded --where split=train --steps $steps \
+say "6. GRPO: the reward is the mean of the rule checks plus the mean of the judges' scores.
+   (Twelve instructions with a judge come round every six steps, so that steps can be compared; with FULL=1 all of them.)"
+run rl "$out/instructions.parquet" --judges "$out/judges" --policy embedded --where split=train --limit $taught --steps $steps \
   --prompts-per-step 2 --group-size 8 --micro-batch 8 --max-prompt-tokens 128 --max-response-tokens 32 \
   --learning-rate 1e-3 --lora-layers 10 --soft-reward score -o "$out/policy"
 
