@@ -9,7 +9,7 @@ data="$(cd "$(dirname "$0")" && pwd)"
 out="${OUT:-demo}"
 teacher="${TEACHER:-recorded:$data/recorded.parquet}"
 if [ -n "${FULL:-}" ]; then
-  steps=60 live=24 taught=0
+  steps=40 live=24 taught=0
 else
   steps=24 live=8 taught=16
 fi
@@ -44,7 +44,7 @@ run train-judge "$out/labels.parquet" --base embedded --head probe --harden 0.25
 compared=(-j "$out/judges")
 if [ -n "${FULL:-}" ]; then
   say "   The paper's way, fine-tuning the model to say Yes or No, to compare:"
-  run train-judge "$out/labels.parquet" --base embedded --where 'split!=test' --epochs 3 --lora-layers 10 \
+  run train-judge "$out/labels.parquet" --base embedded --where 'split!=test' --epochs 2 --lora-layers 10 \
     --learning-rate 1e-3 --batch-size 8 -o "$out/judges-verdict"
   compared+=(-j "$out/judges-verdict")
 fi
