@@ -149,6 +149,23 @@ def test_a_repeated_key(tmp_path):
     assert "repeats the key response_id 'r', constraint_id 'c'" in line
 
 
+@pytest.mark.parametrize(
+    "command", ["label", "score -j x", "eval-judge -j x", "eval-judge -j x --figure f.svg", "probe-hacks -j x", "check",
+                "transfer -j x", "evaluate -m x", "bench judge", "import jsonl", "import labels", "import ifeval"],
+)  # fmt: skip
+def test_where_to_write_is_checked_before_anything_is_read(tmp_path, command):
+    source = [] if command.startswith(("bench", "evaluate")) else [tmp_path / "not read yet"]
+    line = fails(3, *command.split(), *source, "-o", tmp_path / "no" / "out.parquet")
+    assert line == f"the folder of {tmp_path / 'no' / 'out.parquet'} does not exist; create it first"
+    assert fails(3, *command.split(), *source, "-o", tmp_path) == f"{tmp_path} is a folder; name a file in it"
+
+
+def test_a_folder_to_write_may_not_be_a_file(tmp_path):
+    file = labels(tmp_path / "x.parquet", {})
+    for command in ("train-judge", "rl"):
+        assert fails(3, command, file, "-o", file) == f"{file} is a file; name a folder"
+
+
 def test_no_rows(tmp_path):
     empty = write(tmp_path / "x.parquet", [], tables.RESPONSES)
     assert "has no rows" in fails(3, "label", empty, "-o", tmp_path / "out.parquet")
@@ -307,3 +324,26 @@ def test_a_category_without_a_specialist_gets_a_null_score(tmp_path, toy_labels,
     for row in pq.read_table(tmp_path / "scores.parquet").to_pylist():
         assert (row["score"] is None) == (row["category"] == "semantic")
         assert row["error"] == ("no specialist for the category 'semantic'" if row["score"] is None else None)
+
+
+def test_cells_are_shown_as_they_are_written(tmp_path):
+    table = labels(tmp_path / "x.parquet", {"response": "see [/INST] end :smile: [your name]", "category": "[bold]"})
+    shown = tjd("show", table)
+    assert shown.exit_code == 0
+    assert "see [/INST] end :smile: [your name]" in shown.stdout
+    assert "[bold]" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("row", "seen"),
+    [
+        ({"a": None, "b": None}, "all of it"),
+        ({"category": ["style", "semantic"], "followed": True}, "['style', 'semantic']"),
+        ({"advantage": 0.5, "reward": 1.0}, "advantage"),
+        ({"constraints": ["Be kind."]}, "Be kind."),
+        ({"constraints": [{"text": "Be kind."}]}, "Be kind."),
+        ({"constraints": "Be kind.", "followed": "yes", "error": 3}, "Be kind."),
+    ],
+)
+def test_a_foreign_table_is_shown_too(tmp_path, row, seen):
+    assert seen in tjd("show", write(tmp_path / "x.parquet", [row])).stdout

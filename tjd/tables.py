@@ -275,6 +275,20 @@ def output_schema(kind: str, *, like: pa.Schema | None = None, drop: Iterable[st
     return pa.schema([*declared, *extra])
 
 
+def require_writable(out: str) -> None:
+    """Raise DataError unless a table can be written there; a command asks before it works, not after."""
+    folder = Path(out).parent
+    if out == STDIO:
+        if sys.stdout.isatty():
+            raise DataError("standard output is a terminal; use -o FILE, or pipe into another command")
+    elif not folder.is_dir():
+        raise DataError(f"the folder of {out} does not exist; create it first")
+    elif Path(out).is_dir():
+        raise DataError(f"{out} is a folder; name a file in it")
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        raise DataError(f"{folder} cannot be written to; choose another place, or ask for the right to write there")
+
+
 def write_rows(rows: Iterable[Row], out: str, schema: pa.Schema, provenance: Mapping[str, Any]) -> int:
     """Write rows as they come, in row groups; the file appears at once and whole, or not at all.
 
@@ -471,15 +485,12 @@ def _require_unique(table: Table, key: Sequence[str]) -> None:
 
 @contextmanager
 def _atomic(out: str) -> Iterator[IO[bytes]]:
+    require_writable(out)
     if out == STDIO:
-        if sys.stdout.isatty():
-            raise DataError("standard output is a terminal; use -o FILE, or pipe into another command")
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
     path = Path(out)
-    if not path.parent.is_dir():
-        raise DataError(f"the folder of {out} does not exist; create it first")
     partial = path.with_name(f".{path.name}.partial")
     try:
         with open(partial, "wb") as sink:

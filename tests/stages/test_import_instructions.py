@@ -261,7 +261,7 @@ def test_verinstruct_soft_needs_no_file_of_functions(tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
     line = fails(2, "import", "verinstruct", source, "-o", out)
     assert line.startswith("VerInstruct's hard constraints are code: give --functions FILE")
-    line = fails(2, "import", "verinstruct", source, "-f", tmp_path / "no" / "where.py", "-o", out)
+    line = fails(3, "import", "verinstruct", source, "-f", tmp_path / "no" / "where.py", "-o", out)
     assert line == f"the folder of {tmp_path / 'no' / 'where.py'} does not exist; create it first"
     assert not out.exists()
     assert tjd("import", "verinstruct", source, "--subset", "soft", "-o", out).exit_code == 0
