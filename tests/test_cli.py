@@ -316,6 +316,29 @@ def test_judges_are_trained_measured_and_used(tmp_path, toy_labels, tiny_model_d
     assert sum(row["followed"] == row["teacher_followed"] for row in scored) >= 228
 
 
+@pytest.mark.parametrize("missing", ["constraint", "category"])
+def test_scoring_without_constraints_is_told_before_judges_are_loaded(tmp_path, missing):
+    table = write(tmp_path / "x.parquet", [{k: v for k, v in LABEL.items() if k != missing}])
+    line = fails(3, "score", table, "-j", tmp_path / "no judges", "-o", tmp_path / "scores.parquet")
+    assert line == f"{table} has neither a column 'constraints' nor both 'constraint' and 'category'; give labels"
+
+
+def test_scoring_constraints_that_are_no_objects(tmp_path):
+    table = write(tmp_path / "x.parquet", [{"query": "q", "response": "r", "constraints": ["Be kind."]}])
+    line = fails(3, "score", table, "-j", tmp_path / "no judges", "-o", tmp_path / "scores.parquet")
+    assert line.endswith("not a list of objects with text and category")
+
+
+def test_a_null_constraint_or_category_gets_a_null_verdict(tmp_path):
+    from tjd.rewards import Verdict
+    from tjd.stages.score import score
+
+    rows = [LABEL, LABEL | {"constraint": None}, LABEL | {"category": None}, LABEL | {"query": None}, LABEL]
+    scored = list(score(rows, lambda pairs: [Verdict(True, 0.9, 0.5, "style") for _ in pairs]))
+    assert [row["error"] for row in scored] == [None, "no constraint", "no category", "no query", None]
+    assert [row["followed"] for row in scored] == [True, None, None, None, True]
+
+
 def test_a_category_without_a_specialist_gets_a_null_score(tmp_path, toy_labels, tiny_model_dir):
     judges = tmp_path / "judges"
     train = ("train-judge", toy_labels, "-b", tiny_model_dir, "-c", "style", "--epochs", 1, "-o", judges)

@@ -334,6 +334,22 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def require_constraints(table: Table) -> None:
+    """Raise DataError unless a table has soft constraints, as a list (instructions) or one a row (labels)."""
+    names = table.schema.names
+    if "constraints" in names:
+        kind = table.schema.field("constraints").type
+        item = kind.value_type if _is_list(kind) else kind
+        if not pa.types.is_struct(item) or not {"text", "category"} <= {field.name for field in item}:
+            raise DataError(
+                f"column 'constraints' of {table.name} has type {kind}, not a list of objects with text and category"
+            )
+    elif not {"constraint", "category"} <= set(names):
+        raise DataError(
+            f"{table.name} has neither a column 'constraints' nor both 'constraint' and 'category'; give labels"
+        )
+
+
 def one_per_constraint(row: Row) -> Iterator[Row]:
     """Replace a row's list of constraints by one row per constraint; a row without a list is one already."""
     if "constraints" not in row:

@@ -102,6 +102,7 @@ def score_command(
     from tjd.stages import score as stage
 
     source = tables.open_table(table, "foreign", need=stage.NEED)
+    tables.require_constraints(source)
     judge = ensemble.load(judges, dtype=dtype)
     rows = stage.score(rows_of(source, where, limit), judge.score)
     digests = {"judges": tables.file_digest(judges / ensemble.MANIFEST)}

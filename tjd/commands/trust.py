@@ -70,7 +70,7 @@ def probe_hacks_command(
     to = answers_to(out, metrics)
     known = hacks.load(probes)
     source = tables.open_table(table, "foreign", need=stage.NEED)
-    stage.require_constraints(source.schema.names, source.name)
+    tables.require_constraints(source)
     manifest = ensemble.read_manifest(judges)
     judge = ensemble.load(judges, dtype=config.dtype)
     rows = list(rows_of(source, where, limit))
