@@ -226,6 +226,14 @@ def test_a_config_file_gives_defaults_and_flags_win(tmp_path):
     assert len(rows[0]["votes"]) == 3
 
 
+def test_a_config_file_wins_over_a_preset_and_flags_over_both(tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text("[rl]\nmicro_batch = 0\n")
+    rl = ("rl", DEMO / "pool.parquet", "--preset", "paper", "-o", tmp_path / "policy")
+    assert fails(2, "--config", config, *rl) == "--micro-batch must be at least 1, not 0"
+    assert fails(2, "--config", config, *rl, "--micro-batch", -1) == "--micro-batch must be at least 1, not -1"
+
+
 def test_an_unknown_key_of_a_config_file_names_the_nearest(tmp_path):
     config = tmp_path / "run.toml"
     config.write_text("[label]\nvoets = 3\n")
