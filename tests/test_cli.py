@@ -171,6 +171,15 @@ def test_no_rows(tmp_path):
     assert "has no rows" in fails(3, "label", empty, "-o", tmp_path / "out.parquet")
 
 
+@pytest.mark.parametrize("column", ["query_id", "query", "constraint"])
+@pytest.mark.parametrize("command", ["train-judge", "eval-judge", "transfer -j judges"])
+def test_a_null_where_a_judge_reads(tmp_path, command, column):
+    table = labels(tmp_path / "x.parquet", {}, {column: None})
+    out = ("-o", tmp_path / "out") if command != "train-judge" else ("-o", tmp_path / "judges")
+    line = fails(3, *command.split(), table, *out)
+    assert line == f"row 2 of {table} has no '{column}'; fill it, or leave the row out"
+
+
 def test_one_class_only(tmp_path, tiny_model_dir):
     table = labels(tmp_path / "x.parquet", {}, {})
     line = fails(3, "train-judge", table, "-b", tiny_model_dir, "-o", tmp_path / "judges")

@@ -68,7 +68,8 @@ def eval_judge_command(
 
     if figure:
         require_figure("eval-judge", figure)
-    table = tables.open_table(labels, "labels", need=(*stage.NEED, config.truth))
+    needed = ("query_id", "query", "constraint")
+    table = tables.open_table(labels, "labels", need=(*stage.NEED, config.truth), not_null=needed)
     found = list(rows_of(table, where, limit))
     rows = list(stage.with_truth(found, config.truth, config.min_agreement))
     if len(rows) < len(found):

@@ -48,7 +48,7 @@ def train_judge_command(
     grid = _grid(sweep.sweep)
     known = categories.load(taxonomy)
     prompt = ensemble.load_prompt(config.prompt)
-    table = tables.open_table(labels, "labels", need=stage.NEED)
+    table = tables.open_table(labels, "labels", need=stage.NEED, not_null=("query_id", "query", "constraint"))
     rows = list(rows_of(table, where, limit))
     digest = tables.text_id(table.digest, *where, str(limit))
     points = choice.combinations(config, grid, lambda each: stage.fingerprint(each, prompt, digest)) if grid else []

@@ -127,7 +127,7 @@ def transfer_command(
 
     if figure:
         require_figure("transfer", figure)
-    table = tables.open_table(labels, "labels", need=train_judge.NEED)
+    table = tables.open_table(labels, "labels", need=train_judge.NEED, not_null=("query_id", "query", "constraint"))
     wanted = training.category
     rows = [row for row in rows_of(table, where, limit) if not wanted or row["category"] in wanted]
     digest = tables.text_id(table.digest, *where, str(limit), *wanted)
