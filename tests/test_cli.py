@@ -283,6 +283,28 @@ def test_a_foreign_table_is_imported(tmp_path):
     assert [row["query_id"] for row in rows] == ["g0", "g0", "g1", "g1"]
 
 
+def test_foreign_types_are_turned_into_ours_or_kept_apart(tmp_path):
+    foreign = [
+        {"query": 1, "constraint": "Be kind.", "response": "a", "followed": 1, "category": 7, "model": 8, "seed": 9,
+         "kwargs": {"n": 3}, "temperature": "hot", "votes": "yes", "note": [1]}
+    ]  # fmt: skip
+    out = tmp_path / "labels.parquet"
+    assert tjd("import", "labels", write(tmp_path / "f.parquet", foreign), "-o", out).exit_code == 0
+    [row] = tables.open_table(str(out), "labels").rows()
+    assert (row["query"], row["category"], row["model"], row["seed"]) == ("1", "7", "8", 9)
+    assert (row["kwargs"], row["source_kwargs"], row["note"]) == (None, {"n": 3}, [1])
+    assert (row["temperature"], row["source_temperature"]) == (None, "hot")
+    assert (row["votes"], row["source_votes"]) == ([True], "yes")
+
+
+def test_a_foreign_constraint_that_is_null(tmp_path):
+    rows = [{"query": "a", "constraint": text, "response": "c", "followed": 1} for text in ("b", None)]
+    source, out = write(tmp_path / "f.parquet", rows), tmp_path / "labels.parquet"
+    line = fails(3, "import", "labels", source, "-o", out)
+    assert line == "row 2 has no constraint; leave it out with --where 'constraint!=null'"
+    assert tjd("import", "labels", source, "--where", "constraint!=null", "-o", out).exit_code == 0
+
+
 def test_a_foreign_verdict_that_is_neither_yes_nor_no(tmp_path):
     source = write(tmp_path / "f.parquet", [{"query": "a", "constraint": "b", "response": "c", "followed": "perhaps"}])
     line = fails(3, "import", "labels", source, "-o", tmp_path / "labels.parquet")

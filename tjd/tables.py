@@ -426,7 +426,9 @@ def _read_text_table(raw: pa.NativeFile, name: str) -> pa.Table:
     try:
         text = raw.read().decode("utf-8-sig").lstrip()  # a byte order mark and blank lines come from editors
         if text.startswith(("{", "[")):
-            rows = json.loads(text) if text[0] == "[" else [json.loads(line) for line in text.split("\n") if line.strip()]
+            rows = (
+                json.loads(text) if text[0] == "[" else [json.loads(line) for line in text.split("\n") if line.strip()]
+            )
             if not all(isinstance(row, dict) for row in rows):
                 raise ValueError("a row is not an object")
             columns = {column: [row.get(column) for row in rows] for row in rows for column in row}
@@ -469,7 +471,7 @@ def _checked_schema(found: pa.Schema, declared: pa.Schema, need: Sequence[str], 
     fields = []
     for field in found:
         expected = declared.field(field.name) if field.name in declared.names else field
-        if not _castable(field.type, expected.type):
+        if not castable(field.type, expected.type):
             raise DataError(
                 f"column '{field.name}' of {name} has type {field.type}, not {expected.type}; cast it and write it anew"
             )
@@ -477,17 +479,17 @@ def _checked_schema(found: pa.Schema, declared: pa.Schema, need: Sequence[str], 
     return pa.schema(fields)
 
 
-def _castable(found: pa.DataType, expected: pa.DataType) -> bool:
+def castable(found: pa.DataType, expected: pa.DataType) -> bool:
     """Whether two types differ only in width or encoding (or the column is all null)."""
     if found == expected or pa.types.is_null(found):
         return True
     if pa.types.is_dictionary(found):
-        return _castable(found.value_type, expected)
+        return castable(found.value_type, expected)
     if _is_list(found) and _is_list(expected):
-        return _castable(found.value_type, expected.value_type)
+        return castable(found.value_type, expected.value_type)
     if pa.types.is_struct(found) and pa.types.is_struct(expected):
         names = {field.name for field in found}
-        return all(f.name in names and _castable(found.field(f.name).type, f.type) for f in expected)
+        return all(f.name in names and castable(found.field(f.name).type, f.type) for f in expected)
     if pa.types.is_integer(found) and pa.types.is_floating(expected):
         return True
     families = (_is_text, pa.types.is_integer, pa.types.is_floating)

@@ -154,8 +154,9 @@ def import_labels_command(
     }  # fmt: skip
     table = tables.open_table(source, "foreign")
     columns = stage.columns_of(table.schema, given)
-    rows = stage.import_labels(rows_of(table, where, limit), columns)
-    inputs, schema = {"source": table}, stage.schema(table.schema, columns)
+    kept = stage.kept_of(table.schema, columns)
+    rows = stage.import_labels(rows_of(table, where, limit), columns, kept)
+    inputs, schema = {"source": table}, stage.schema(table.schema, kept)
     write(rows, out, schema, "import labels", columns, inputs, chosen=(where, limit), null="followed")
 
 
