@@ -243,6 +243,20 @@ def test_a_config_file_wins_over_a_preset_and_flags_over_both(tmp_path):
     assert fails(2, "--config", config, *rl, "--micro-batch", -1) == "--micro-batch must be at least 1, not -1"
 
 
+def test_a_config_file_may_name_commands_of_a_group(tmp_path):
+    config, out = tmp_path / "run.toml", tmp_path / "labels.parquet"
+    config.write_text("[import.labels]\nquery = 'ask'\n\n[bench.judge]\nrounds = 0\n")
+    foreign = write(tmp_path / "f.parquet", [{"ask": "a", "constraint": "b", "response": "c", "followed": 1}])
+    assert tjd("--config", config, "import", "labels", foreign, "-o", out).exit_code == 0
+    assert pq.read_table(out).to_pylist()[0]["query"] == "a"
+    assert fails(2, "--config", config, "bench", "judge") == "--rounds must be at least 1, not 0"
+    for text, told in (("[import.labels]\nquerry = 'a'", f"unknown flag under [import.labels] in {config}: 'querry'"),
+                       ("[import.lables]", f"unknown command under [import] in {config}: 'lables'"),
+                       ("label = 3", f"'label' in {config} is a command; write a table of its flags")):  # fmt: skip
+        config.write_text(text)
+        assert fails(2, "--config", config, "bench", "judge").startswith(told)
+
+
 def test_an_unknown_key_of_a_config_file_names_the_nearest(tmp_path):
     config = tmp_path / "run.toml"
     config.write_text("[label]\nvoets = 3\n")
