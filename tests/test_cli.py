@@ -392,6 +392,16 @@ def test_a_null_constraint_or_category_gets_a_null_verdict(tmp_path):
     assert [row["followed"] for row in scored] == [True, None, None, None, True]
 
 
+def test_a_prompt_of_ones_own_is_known_by_its_name(tmp_path, toy_labels, tiny_model_dir):
+    prompt, judges = tmp_path / "mine.md", tmp_path / "judges"
+    prompt.write_text("$instruction\n$response\n$constraint\nYes or No?")
+    train = ("train-judge", toy_labels, "-b", tiny_model_dir, "-c", "style", "--head", "probe", "--prompt", prompt)
+    assert tjd(*train, "-o", judges).exit_code == 0
+    footer = pq.read_schema(judges / "metrics.parquet").metadata[b"tjd"].decode()
+    assert json.loads(footer)["config"]["prompt"] == "mine"
+    assert str(tmp_path) not in footer
+
+
 def test_a_category_without_a_specialist_gets_a_null_score(tmp_path, toy_labels, tiny_model_dir):
     judges = tmp_path / "judges"
     train = ("train-judge", toy_labels, "-b", tiny_model_dir, "-c", "style", "--epochs", 1, "-o", judges)

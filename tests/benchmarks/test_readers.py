@@ -186,6 +186,8 @@ def test_responses_are_found_by_id_by_text_and_by_the_benchmarks_own_key(folder:
     turn = read("multi-if", folder)["multi-if:7:0:en:t2"]
     said = [{"key": f"{n}:0:en", "turn": 2, "prompt": "Say it in quotes.", "response": f"c{n}"} for n in (7, 9)]
     (by_turn,) = responses_of(tmp_path, said, "multi-if", "ifeval")
+    (by_float,) = responses_of(tmp_path, [row | {"turn": float(row["turn"])} for row in said], "multi-if", "ifeval")
+    assert by_float == by_turn
     assert by_turn.find(turn) == ("c7", None)
 
 

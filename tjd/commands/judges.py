@@ -55,7 +55,7 @@ def train_judge_command(
 
     def provenance(config: TrainJudgeConfig) -> "Row":
         settings = as_dict(config) | {"sweep": list(sweep.sweep), "where": where, "limit": limit}
-        settings["base"] = backbone.public_name(config.base)
+        settings |= {"base": backbone.public_name(config.base), "prompt": prompt.name}  # no paths
         return tables.provenance("train-judge", settings, {"labels": table.digest}, {prompt.name: prompt.digest})
 
     with progress() as bars:
