@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[all]'
 	touch $(READY)
 
-demo: $(READY) ## the main job on the embedded model: distil judges, train a policy (FULL=1: also fine-tunes judges and trains the policy for longer; TEACHER=...: a live teacher)
+demo: $(READY) ## the main job on the embedded model: distil judges, train a policy (FULL=1: also fine-tunes judges and trains the policy for longer; TEACHER=...: a live one)
 	PATH="$(abspath $(BIN)):$$PATH" FULL="$(FULL)" TEACHER="$(TEACHER)" bash data/demo/demo.sh
 
 test: $(READY) ## the fast test suite
