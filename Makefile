@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[all]'
 	touch $(READY)
 
-demo: $(READY) ## the main job on the embedded model: distil judges, train a policy (FULL=1: every row; TEACHER=...: a live teacher)
+demo: $(READY) ## the main job on the embedded model: distil judges, train a policy (FULL=1: also fine-tunes judges and trains the policy for longer; TEACHER=...: a live one)
 	PATH="$(abspath $(BIN)):$$PATH" FULL="$(FULL)" TEACHER="$(TEACHER)" bash data/demo/demo.sh
 
 test: $(READY) ## the fast test suite
@@ -45,7 +45,7 @@ types: $(READY) ## types
 imports: $(READY) ## layers: imports point down only
 	$(BIN)/lint-imports
 
-docs: $(READY) ## write the help texts into the README
+docs: $(READY) ## write the help texts into docs/commands.md
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cog -r docs/commands.md
 
 docs-check: $(READY) ## the help texts in the documentation are today's

@@ -149,9 +149,35 @@ def test_a_repeated_key(tmp_path):
     assert "repeats the key response_id 'r', constraint_id 'c'" in line
 
 
+@pytest.mark.parametrize(
+    "command", ["label", "score -j x", "eval-judge -j x", "eval-judge -j x --figure f.svg", "probe-hacks -j x", "check",
+                "transfer -j x", "evaluate -m x", "bench judge", "import jsonl", "import labels", "import ifeval"],
+)  # fmt: skip
+def test_where_to_write_is_checked_before_anything_is_read(tmp_path, command):
+    source = [] if command.startswith(("bench", "evaluate")) else [tmp_path / "not read yet"]
+    line = fails(3, *command.split(), *source, "-o", tmp_path / "no" / "out.parquet")
+    assert line == f"the folder of {tmp_path / 'no' / 'out.parquet'} does not exist; create it first"
+    assert fails(3, *command.split(), *source, "-o", tmp_path) == f"{tmp_path} is a folder; name a file in it"
+
+
+def test_a_folder_to_write_may_not_be_a_file(tmp_path):
+    file = labels(tmp_path / "x.parquet", {})
+    for command in ("train-judge", "rl"):
+        assert fails(3, command, file, "-o", file) == f"{file} is a file; name a folder"
+
+
 def test_no_rows(tmp_path):
     empty = write(tmp_path / "x.parquet", [], tables.RESPONSES)
     assert "has no rows" in fails(3, "label", empty, "-o", tmp_path / "out.parquet")
+
+
+@pytest.mark.parametrize("column", ["query_id", "query", "constraint"])
+@pytest.mark.parametrize("command", ["train-judge", "eval-judge", "transfer -j judges"])
+def test_a_null_where_a_judge_reads(tmp_path, command, column):
+    table = labels(tmp_path / "x.parquet", {}, {column: None})
+    out = ("-o", tmp_path / "out") if command != "train-judge" else ("-o", tmp_path / "judges")
+    line = fails(3, *command.split(), table, *out)
+    assert line == f"row 2 of {table} has no '{column}'; fill it, or leave the row out"
 
 
 def test_one_class_only(tmp_path, tiny_model_dir):
@@ -209,6 +235,28 @@ def test_a_config_file_gives_defaults_and_flags_win(tmp_path):
     assert len(rows[0]["votes"]) == 3
 
 
+def test_a_config_file_wins_over_a_preset_and_flags_over_both(tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text("[rl]\nmicro_batch = 0\n")
+    rl = ("rl", DEMO / "pool.parquet", "--preset", "paper", "-o", tmp_path / "policy")
+    assert fails(2, "--config", config, *rl) == "--micro-batch must be at least 1, not 0"
+    assert fails(2, "--config", config, *rl, "--micro-batch", -1) == "--micro-batch must be at least 1, not -1"
+
+
+def test_a_config_file_may_name_commands_of_a_group(tmp_path):
+    config, out = tmp_path / "run.toml", tmp_path / "labels.parquet"
+    config.write_text("[import.labels]\nquery = 'ask'\n\n[bench.judge]\nrounds = 0\n")
+    foreign = write(tmp_path / "f.parquet", [{"ask": "a", "constraint": "b", "response": "c", "followed": 1}])
+    assert tjd("--config", config, "import", "labels", foreign, "-o", out).exit_code == 0
+    assert pq.read_table(out).to_pylist()[0]["query"] == "a"
+    assert fails(2, "--config", config, "bench", "judge") == "--rounds must be at least 1, not 0"
+    for text, told in (("[import.labels]\nquerry = 'a'", f"unknown flag under [import.labels] in {config}: 'querry'"),
+                       ("[import.lables]", f"unknown command under [import] in {config}: 'lables'"),
+                       ("label = 3", f"'label' in {config} is a command; write a table of its flags")):  # fmt: skip
+        config.write_text(text)
+        assert fails(2, "--config", config, "bench", "judge").startswith(told)
+
+
 def test_an_unknown_key_of_a_config_file_names_the_nearest(tmp_path):
     config = tmp_path / "run.toml"
     config.write_text("[label]\nvoets = 3\n")
@@ -247,6 +295,28 @@ def test_a_foreign_table_is_imported(tmp_path):
     assert rows[0]["query"] == "Why?"
     assert rows[1]["query"] == "A: hi\n\nWhy?"
     assert [row["query_id"] for row in rows] == ["g0", "g0", "g1", "g1"]
+
+
+def test_foreign_types_are_turned_into_ours_or_kept_apart(tmp_path):
+    foreign = [
+        {"query": 1, "constraint": "Be kind.", "response": "a", "followed": 1, "category": 7, "model": 8, "seed": 9,
+         "kwargs": {"n": 3}, "temperature": "hot", "votes": "yes", "note": [1]}
+    ]  # fmt: skip
+    out = tmp_path / "labels.parquet"
+    assert tjd("import", "labels", write(tmp_path / "f.parquet", foreign), "-o", out).exit_code == 0
+    [row] = tables.open_table(str(out), "labels").rows()
+    assert (row["query"], row["category"], row["model"], row["seed"]) == ("1", "7", "8", 9)
+    assert (row["kwargs"], row["source_kwargs"], row["note"]) == (None, {"n": 3}, [1])
+    assert (row["temperature"], row["source_temperature"]) == (None, "hot")
+    assert (row["votes"], row["source_votes"]) == ([True], "yes")
+
+
+def test_a_foreign_constraint_that_is_null(tmp_path):
+    rows = [{"query": "a", "constraint": text, "response": "c", "followed": 1} for text in ("b", None)]
+    source, out = write(tmp_path / "f.parquet", rows), tmp_path / "labels.parquet"
+    line = fails(3, "import", "labels", source, "-o", out)
+    assert line == "row 2 has no constraint; leave it out with --where 'constraint!=null'"
+    assert tjd("import", "labels", source, "--where", "constraint!=null", "-o", out).exit_code == 0
 
 
 def test_a_foreign_verdict_that_is_neither_yes_nor_no(tmp_path):
@@ -299,6 +369,39 @@ def test_judges_are_trained_measured_and_used(tmp_path, toy_labels, tiny_model_d
     assert sum(row["followed"] == row["teacher_followed"] for row in scored) >= 228
 
 
+@pytest.mark.parametrize("missing", ["constraint", "category"])
+def test_scoring_without_constraints_is_told_before_judges_are_loaded(tmp_path, missing):
+    table = write(tmp_path / "x.parquet", [{k: v for k, v in LABEL.items() if k != missing}])
+    line = fails(3, "score", table, "-j", tmp_path / "no judges", "-o", tmp_path / "scores.parquet")
+    assert line == f"{table} has neither a column 'constraints' nor both 'constraint' and 'category'; give labels"
+
+
+def test_scoring_constraints_that_are_no_objects(tmp_path):
+    table = write(tmp_path / "x.parquet", [{"query": "q", "response": "r", "constraints": ["Be kind."]}])
+    line = fails(3, "score", table, "-j", tmp_path / "no judges", "-o", tmp_path / "scores.parquet")
+    assert line.endswith("not a list of objects with text and category")
+
+
+def test_a_null_constraint_or_category_gets_a_null_verdict(tmp_path):
+    from tjd.rewards import Verdict
+    from tjd.stages.score import score
+
+    rows = [LABEL, LABEL | {"constraint": None}, LABEL | {"category": None}, LABEL | {"query": None}, LABEL]
+    scored = list(score(rows, lambda pairs: [Verdict(True, 0.9, 0.5, "style") for _ in pairs]))
+    assert [row["error"] for row in scored] == [None, "no constraint", "no category", "no query", None]
+    assert [row["followed"] for row in scored] == [True, None, None, None, True]
+
+
+def test_a_prompt_of_ones_own_is_known_by_its_name(tmp_path, toy_labels, tiny_model_dir):
+    prompt, judges = tmp_path / "mine.md", tmp_path / "judges"
+    prompt.write_text("$instruction\n$response\n$constraint\nYes or No?")
+    train = ("train-judge", toy_labels, "-b", tiny_model_dir, "-c", "style", "--head", "probe", "--prompt", prompt)
+    assert tjd(*train, "-o", judges).exit_code == 0
+    footer = pq.read_schema(judges / "metrics.parquet").metadata[b"tjd"].decode()
+    assert json.loads(footer)["config"]["prompt"] == "mine"
+    assert str(tmp_path) not in footer
+
+
 def test_a_category_without_a_specialist_gets_a_null_score(tmp_path, toy_labels, tiny_model_dir):
     judges = tmp_path / "judges"
     train = ("train-judge", toy_labels, "-b", tiny_model_dir, "-c", "style", "--epochs", 1, "-o", judges)
@@ -307,3 +410,26 @@ def test_a_category_without_a_specialist_gets_a_null_score(tmp_path, toy_labels,
     for row in pq.read_table(tmp_path / "scores.parquet").to_pylist():
         assert (row["score"] is None) == (row["category"] == "semantic")
         assert row["error"] == ("no specialist for the category 'semantic'" if row["score"] is None else None)
+
+
+def test_cells_are_shown_as_they_are_written(tmp_path):
+    table = labels(tmp_path / "x.parquet", {"response": "see [/INST] end :smile: [your name]", "category": "[bold]"})
+    shown = tjd("show", table)
+    assert shown.exit_code == 0
+    assert "see [/INST] end :smile: [your name]" in shown.stdout
+    assert "[bold]" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("row", "seen"),
+    [
+        ({"a": None, "b": None}, "all of it"),
+        ({"category": ["style", "semantic"], "followed": True}, "['style', 'semantic']"),
+        ({"advantage": 0.5, "reward": 1.0}, "advantage"),
+        ({"constraints": ["Be kind."]}, "Be kind."),
+        ({"constraints": [{"text": "Be kind."}]}, "Be kind."),
+        ({"constraints": "Be kind.", "followed": "yes", "error": 3}, "Be kind."),
+    ],
+)
+def test_a_foreign_table_is_shown_too(tmp_path, row, seen):
+    assert seen in tjd("show", write(tmp_path / "x.parquet", [row])).stdout

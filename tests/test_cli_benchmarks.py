@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -194,3 +195,14 @@ def test_a_folder_with_some_of_the_five_says_which_are_left_out(data: Path, tmp_
     result = tjd("evaluate", "-m", model, "--data", data)
     assert result.exit_code == 0
     assert f"cfbench is left out, {data} has no folder cfbench; {BENCHMARKS['cfbench'].howto}" in result.stderr
+
+
+def test_metrics_on_standard_output_have_it_for_themselves(data: Path, tmp_path: Path) -> None:
+    held = answers(tmp_path / "good.jsonl", GOOD)
+    for as_json in ((), ("--json",)):
+        result = tjd("evaluate", "-m", held, "-b", f"ifeval={data / 'ifeval'}", "-o", "-", *as_json)
+        [model] = {row["model"] for row in pq.read_table(pa.BufferReader(result.stdout_bytes)).to_pylist()}
+        assert model == "good"
+        assert "prompt_level_strict_acc" in result.stderr
+    line = fails(2, "evaluate", "-m", held, "-b", f"ifeval={data / 'ifeval'}", "-o", "-", "--responses", "-")
+    assert line == "standard output (`-`) takes one table; write the other to a file"

@@ -128,3 +128,24 @@ def test_a_teacher_that_fails_gives_nulls_with_reasons_and_exit_code_5(
     assert [row["followed"] for row in soft] == [None] * 3
     assert all(row["error"] and reason in row["error"] for row in soft), soft[0]["error"]
     assert all(row["followed"] for row in rows if row["kind"] == "rule")  # what was done is kept
+
+
+def test_calls_in_flight_of_eval_judge_are_kept_on_ctrl_c(served, tmp_path, cache):
+    server = served(lambda body, before: Reply("Yes", delay_s=2.0))
+    rows = [
+        {"response_id": f"r{i}", "constraint_id": "warm", "query_id": f"q{i}", "query": f"q{i}", "kind": "soft",
+         "category": "style", "constraint": "Be warm.", "response": "Hi.", "followed": i % 2 == 0}
+        for i in range(9)
+    ]  # fmt: skip
+    tables.write_rows(rows, str(tmp_path / "labels.parquet"), tables.output_schema("labels"), {})
+    command = ["eval-judge", str(tmp_path / "labels.parquet"), "-t", "openai/gpt-4o-mini", "--split", "all"]
+    doomed = subprocess.Popen([sys.executable, "-m", "tjd.cli", *command], stderr=subprocess.PIPE, text=True)
+    while not server.calls:
+        assert doomed.poll() is None
+        time.sleep(0.01)
+    doomed.send_signal(signal.SIGINT)
+    doomed.communicate(timeout=20)
+    assert doomed.returncode == 130
+    with closing(sqlite3.connect(cache / "completions.sqlite")) as kept:
+        (n_arrived,) = kept.execute("SELECT count(*) FROM completions").fetchone()
+    assert n_arrived > 0

@@ -137,5 +137,8 @@ def test_the_digest_is_that_of_the_wording() -> None:
 
 def test_split_at_gives_the_fixed_pieces() -> None:
     assert Prompt("p", "a $x b $y c").split_at("x", "y") == ["a ", " b ", " c"]
+    assert Prompt("p", "$$5 ${x}$$ $y $$c").split_at("x", "y") == ["$5 ", "$ ", " $c"]
+    with pytest.raises(PromptError, match=r"must use \$x, \$y once, in this order"):
+        Prompt("p", "$x $y $x").split_at("x", "y")
     with pytest.raises(PromptError, match="once, in this order"):
         Prompt("p", "$y $x").split_at("x", "y")

@@ -153,7 +153,7 @@ def test_what_is_no_table_is_told(tmp_path: Path, text: str) -> None:
 
 def test_equal_queries_without_ids_are_told(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text('{"query": "x"}\n{"query": "x"}\n')
-    assert "row 2 of " in told(tmp_path / "q.jsonl")
+    assert told(tmp_path / "q.jsonl").endswith("repeats the query of row 1; remove it, or give each a query_id")
 
 
 def test_further_columns_travel_along(tmp_path: Path) -> None:
@@ -275,3 +275,43 @@ def test_round_trip(rows: list[Row]) -> None:
         assert list(table.rows()) == rows
         write(second, list(table.rows()), "instructions")
         assert first.read_bytes() == second.read_bytes()
+
+
+HAND_WRITTEN = {
+    "a byte order mark": '\ufeff{"query": "one"}\n{"query": "zwei"}\n',
+    "blank lines": '\n \n{"query": "one"}\n\n{"query": "zwei"}\n',
+    "an array over several lines": '[\n  {"query": "one"},\n  {"query": "zwei"}\n]\n',
+    "numbers as ids": '{"query_id": 1, "query": "one"}\n{"query_id": "b", "query": "zwei"}\n',
+    "further keys later": '{"query": "one"}\n{"query": "zwei", "language": "de"}\n',
+    "CSV with a byte order mark": "\ufeffquery\none\nzwei\n",
+}
+
+
+@pytest.mark.parametrize("text", HAND_WRITTEN.values(), ids=HAND_WRITTEN)
+def test_queries_as_a_person_writes_them(tmp_path: Path, text: str) -> None:
+    (tmp_path / "q").write_text(text, encoding="utf-8")
+    rows = list(tables.open_table(str(tmp_path / "q"), "queries", ("query_id", "query")).rows())
+    assert [row["query"] for row in rows] == ["one", "zwei"]
+    if '"query_id"' in text:
+        assert [row["query_id"] for row in rows] == ["1", "b"]
+
+
+def test_a_null_that_is_needed_is_told(tmp_path: Path) -> None:
+    rows = [
+        {
+            "response_id": str(i),
+            "constraint_id": "c",
+            "query_id": "q",
+            "query": query,
+            "kind": kind,
+            "followed": followed,
+        }
+        for i, (query, kind, followed) in enumerate(
+            [("x", "soft", True), (None, "rule", True), (None, "soft", None), (None, "soft", False)]
+        )
+    ]
+    path = write(tmp_path / "l.parquet", rows, "labels")
+    with pytest.raises(DataError, match=r"^row 4 of .* has no 'query'; fill it, or leave the row out$"):
+        tables.open_table(path, "labels", not_null=("query_id", "query"))
+    write(tmp_path / "l.parquet", rows[:3], "labels")
+    assert len(tables.open_table(path, "labels", not_null=("query_id", "query"))) == 3

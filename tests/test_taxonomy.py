@@ -34,6 +34,10 @@ def test_a_taxonomy_of_ones_own(tmp_path: Path) -> None:
     known = taxonomy.load(str(path))
     assert taxonomy.choose(known, ()) == ("mood",)
     assert known["mood"].verinstruct == ()
+    path.write_text('[mood]\ndefinition = "d"\nexample = "e"\n', encoding="utf-8")
+    assert taxonomy.choose(taxonomy.load(str(path)), ["mood"]) == ("mood",)
+    with pytest.raises(ConfigError, match="the taxonomy marks no category as `default = true`"):
+        taxonomy.choose(taxonomy.load(str(path)), ())
 
 
 @pytest.mark.parametrize(

@@ -305,3 +305,34 @@ def test_a_table_without_constraints_cannot_be_probed(judges, tmp_path):
     assert line.endswith(
         "x.parquet has neither a column 'constraints' nor both 'constraint' and 'category'; give labels"
     )
+
+
+def parquet_of(result):
+    """The table on standard output, and nothing else there."""
+    assert result.exit_code == 0, result.output
+    return pq.read_table(pa.BufferReader(result.stdout_bytes)).to_pylist()
+
+
+@pytest.mark.parametrize("as_json", [(), ("--json",)])
+def test_a_table_on_standard_output_has_it_for_itself(judges, labels, tiny_model_dir, as_json):
+    result = tjd("eval-judge", labels, "-j", judges, "-o", "-", *as_json)
+    assert parquet_of(result)[0]["judge"] == "3-for-3"
+    assert "balanced" in result.stderr
+    result = tjd("probe-hacks", labels, "-j", judges, "--per-category", 2, "--metrics", "-", *as_json)
+    assert parquet_of(result)[0]["metric"] == "false_accept"
+    assert "style" in result.stderr
+    result = tjd("transfer", labels, "-j", judges, "-c", "style", "-c", "semantic", "-o", "-", *as_json)
+    assert parquet_of(result)[0]["judge"] == "style"
+    assert "semantic" in result.stderr
+    small = [part for name in ("instructions", "rounds", "instruction-tokens", "response-tokens", "constraint-tokens",
+                               "top-layers", "probe-layer") for part in (f"--{name}", 1)]  # fmt: skip
+    result = tjd(
+        "bench", "judge", "--shape", tiny_model_dir, "--contestant", "tjd, one judge", *small, "-o", "-", *as_json
+    )
+    assert parquet_of(result)[0]["contestant"] == "tjd, one judge"
+    assert "tjd, one judge" in result.stderr
+
+
+def test_two_tables_do_not_fit_on_standard_output(judges, labels):
+    line = fails(2, "probe-hacks", labels, "-j", judges, "-o", "-", "--metrics", "-")
+    assert line == "standard output (`-`) takes one table; write the other to a file"

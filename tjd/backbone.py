@@ -20,6 +20,7 @@ from tjd.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+    from peft import LoraConfig
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -123,6 +124,23 @@ def _load(auto: Any, name: str, device: str, dtype: str, **options: Any) -> "Pre
     with _hub_errors(name):
         model = auto.from_pretrained(resolve(name), dtype=choose_dtype(dtype, chosen), **options)
     return model.to(chosen).eval()
+
+
+def lora(model: "PreTrainedModel", rank: int, layers: int) -> "LoraConfig":
+    """Adapters on every linear layer, of the top `layers` only if that is not 0."""
+    import torch
+    from peft import LoraConfig
+
+    decoder: Any = model.get_decoder()
+    linear = {name.rpartition(".")[2] for name, part in decoder.named_modules() if isinstance(part, torch.nn.Linear)}
+    n_layers = model.config.get_text_config().num_hidden_layers
+    return LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=sorted(linear),
+        layers_to_transform=list(range(n_layers))[-layers:],  # -0 is all
+        task_type="CAUSAL_LM",
+    )
 
 
 @contextmanager

@@ -79,13 +79,23 @@ def _default_map(path: Path) -> dict[str, Any]:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError) as exc:
         raise ConfigError(f"--config {path} cannot be read ({exc})") from exc
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    for name, table in tables.items():
-        require_known(name, commands, f"command in {path}")
-        flags_of = {parameter.name for parameter in commands[name].params}
+    return _defaults(tables, typer.main.get_command(app), f"in {path}")
+
+
+def _defaults(table: dict[str, Any], command: Any, where: str, name: str = "") -> dict[str, Any]:
+    """A table of flags per command; of a group such as `import`, a table per command of its own."""
+    within = f"under [{name}] {where}" if name else where
+    commands = getattr(command, "commands", None)
+    if commands is None:
+        flags_of = {parameter.name for parameter in command.params}
         for key in table:
-            require_known(key.replace("-", "_"), flags_of, f"flag under [{name}] in {path}")
-    return {name: {key.replace("-", "_"): v for key, v in table.items()} for name, table in tables.items()}
+            require_known(key.replace("-", "_"), flags_of, f"flag {within}")
+        return {key.replace("-", "_"): value for key, value in table.items()}
+    for key, value in table.items():
+        require_known(key, commands, f"command {within}")
+        if not isinstance(value, dict):
+            raise ConfigError(f"'{key}' {within} is a command; write a table of its flags")
+    return {key: _defaults(value, commands[key], where, f"{name}.{key}".strip(".")) for key, value in table.items()}
 
 
 if __name__ == "__main__":

@@ -53,6 +53,9 @@ class BackendConfig:
     retries: int = flag(5, "Further attempts per failed call, with growing pauses.")
     timeout_s: float = flag(120.0, "Seconds per attempt.")
     batch_size: int = flag(32, "Prompts at once of a local model.")
+    cache_tag: str = flag(
+        "", "Any text; answers kept under another are asked anew: for a model that changed under its name."
+    )
 
     def __post_init__(self) -> None:
         """Check ranges."""

@@ -42,15 +42,18 @@ class Prompt:
     def split_at(self, *names: str) -> list[str]:
         """The fixed text before, between and after variables that stand once each, in this order."""
         _require_variables(self, frozenset(names))
-        pieces, rest = [], self.text
-        for name in names:
-            before, found, rest = rest.partition(f"${name}")
-            if not found:
-                raise PromptError(
-                    f"prompt {self.name} must use {', '.join('$' + n for n in names)} once, in this order"
-                )
-            pieces.append(before)
-        return [*pieces, rest]
+        pieces, found, end = [""], [], 0
+        for match in Template.pattern.finditer(self.text):
+            pieces[-1] += self.text[end : match.start()]
+            end = match.end()
+            if match["escaped"]:
+                pieces[-1] += "$"
+            else:
+                found.append(match["named"] or match["braced"])
+                pieces.append("")
+        if found != list(names):
+            raise PromptError(f"prompt {self.name} must use {', '.join('$' + n for n in names)} once, in this order")
+        return [*pieces[:-1], pieces[-1] + self.text[end:]]
 
 
 def load(name: str, variables: Sequence[str]) -> Prompt:

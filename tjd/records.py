@@ -17,6 +17,8 @@ from tjd.errors import DataError
 from tjd.extras import need
 from tjd.tables import Row
 
+BOM = b"\xef\xbb\xbf"  # some editors put it first
+
 
 @dataclass(frozen=True)
 class Records:
@@ -37,7 +39,7 @@ def open_records(source: str) -> Records:
     if not path.is_file():
         return _open_data_set(source)
     with path.open("rb") as file:
-        start = file.read(64).lstrip()
+        start = file.read(64).removeprefix(BOM).lstrip()
     if start.startswith(b"PAR1"):
         placed = _parquet(path)
     elif start.startswith(b"["):
@@ -50,6 +52,7 @@ def open_records(source: str) -> Records:
 def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
+            line = line.removeprefix(BOM) if number == 1 else line
             if line.strip():
                 place = f"line {number} of {path}"
                 try:
@@ -60,7 +63,7 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:
 
 def _json(path: Path) -> Iterator[tuple[str, Row]]:
     try:
-        records = json.loads(path.read_bytes())
+        records = json.loads(path.read_bytes().removeprefix(BOM))
     except ValueError as exc:
         raise DataError(f"{path} is not JSON ({exc}); write a list of objects, or one object a line") from exc
     for number, record in enumerate(records, start=1):

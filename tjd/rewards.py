@@ -9,8 +9,6 @@ then too, but nothing failed.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 ABSTAINED = "abstained"  # the `error` of a judge that is not sure enough: no failure, but no verdict either
 
 
@@ -46,32 +44,6 @@ def combine(rules: Sequence[float | None], softs: Sequence[float | None]) -> Rew
     halves = [_mean(values) for values in (rules, softs) if values]
     total = None if not halves or None in halves else sum(half for half in halves if half is not None)
     return Reward(_mean(rules), _mean(softs), total)
-
-
-def group_advantages(rewards_P_G: np.ndarray, *, scale: bool = True, eps: float = 1e-4) -> np.ndarray:
-    """Turn rewards into advantages within each group.
-
-    Args:
-        rewards_P_G: Reward of each of G responses to each of P queries; NaN where there is none.
-        scale: Divide by the group's standard deviation plus `eps` (in units of reward).
-        eps: Keeps the quotient finite where rewards are equal.
-
-    Returns:
-        [P, G]; each row sums to 0, and is all 0 where the group's rewards are equal. A response without a reward has
-        advantage 0 and does not count in the mean and deviation of the others.
-
-    Source: GRPO, arXiv:2402.03300 section 4.1.2, as TRL computes it; `scale=False` is Dr. GRPO, arXiv:2503.20783. The
-    paper's Eq. 3 differs: it has the population's variance (1/G, not 1/(G-1)) with epsilon under the root, which makes
-    advantages larger by a factor of sqrt(G / (G-1)), 1.07 for G = 8.
-    """
-    known_P_G = ~np.isnan(rewards_P_G)
-    n_P_1 = known_P_G.sum(axis=1, keepdims=True)
-    mean_P_1 = np.where(known_P_G, rewards_P_G, 0.0).sum(axis=1, keepdims=True) / np.maximum(n_P_1, 1)
-    centred_P_G = np.where(known_P_G, rewards_P_G - mean_P_1, 0.0)
-    if not scale:
-        return centred_P_G
-    variance_P_1 = (centred_P_G**2).sum(axis=1, keepdims=True) / np.maximum(n_P_1 - 1, 1)
-    return centred_P_G / (np.sqrt(variance_P_1) + eps)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

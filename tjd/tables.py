@@ -2,7 +2,7 @@
 
 In: Parquet (or JSONL or CSV, where a human starts), from a path or from standard input (`-`).
 Out: Parquet, to a path or to standard output. Rows flow in batches, so memory does not grow with the number of rows;
-only the keys (8 bytes each) are held, to find duplicates before any work is paid for.
+only digests of the keys (77 bytes each) are held, to find duplicates before any work is paid for.
 """
 
 import hashlib
@@ -243,16 +243,18 @@ class Table:
         return json.loads(footer) if footer else None
 
 
-def open_table(source: str, kind: str, need: Sequence[str] | None = None) -> Table:
+def open_table(source: str, kind: str, need: Sequence[str] | None = None, not_null: Sequence[str] = ()) -> Table:
     """Open a table and check it before any work is done on it.
 
     Args:
         source: A Parquet file, `-` for standard input, or for queries also JSONL or CSV.
         kind: A name of `KEYS`.
         need: Columns that must be there; by default the key. Declared columns that are there must have their type.
+        not_null: Those of them that must be filled where a row has a verdict on a soft constraint.
 
     Raises:
-        DataError: Not a table, truncated, empty, a column is missing or mistyped, or a key is null or repeated.
+        DataError: Not a table, truncated, empty, a column is missing or mistyped, a key is null or repeated, or a value
+            of `not_null` is null.
     """
     declared, key = KEYS[kind]
     raw, digest = _source_bytes(source)
@@ -264,6 +266,8 @@ def open_table(source: str, kind: str, need: Sequence[str] | None = None) -> Tab
         raise DataError(f"{name} has no rows; check the command that wrote it")
     if key and set(key) <= set(schema.names):
         _require_unique(table, key)
+    if not_null:
+        _require_filled(table, not_null)
     return table
 
 
@@ -273,6 +277,20 @@ def output_schema(kind: str, *, like: pa.Schema | None = None, drop: Iterable[st
     dropped = {*declared.names, *drop}
     extra = [field.remove_metadata() for field in (like or []) if field.name not in dropped]
     return pa.schema([*declared, *extra])
+
+
+def require_writable(out: str) -> None:
+    """Raise DataError unless a table can be written there; a command asks before it works, not after."""
+    folder = Path(out).parent
+    if out == STDIO:
+        if sys.stdout.isatty():
+            raise DataError("standard output is a terminal; use -o FILE, or pipe into another command")
+    elif not folder.is_dir():
+        raise DataError(f"the folder of {out} does not exist; create it first")
+    elif Path(out).is_dir():
+        raise DataError(f"{out} is a folder; name a file in it")
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        raise DataError(f"{folder} cannot be written to; choose another place, or ask for the right to write there")
 
 
 def write_rows(rows: Iterable[Row], out: str, schema: pa.Schema, provenance: Mapping[str, Any]) -> int:
@@ -318,6 +336,22 @@ def file_digest(path: str | Path) -> str:
         return hashlib.sha256(listing.encode()).hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_constraints(table: Table) -> None:
+    """Raise DataError unless a table has soft constraints, as a list (instructions) or one a row (labels)."""
+    names = table.schema.names
+    if "constraints" in names:
+        kind = table.schema.field("constraints").type
+        item = kind.value_type if _is_list(kind) else kind
+        if not pa.types.is_struct(item) or not {"text", "category"} <= {field.name for field in item}:
+            raise DataError(
+                f"column 'constraints' of {table.name} has type {kind}, not a list of objects with text and category"
+            )
+    elif not {"constraint", "category"} <= set(names):
+        raise DataError(
+            f"{table.name} has neither a column 'constraints' nor both 'constraint' and 'category'; give labels"
+        )
 
 
 def one_per_constraint(row: Row) -> Iterator[Row]:
@@ -382,27 +416,43 @@ def _parquet_file(raw: pa.NativeFile, name: str, kind: str) -> pq.ParquetFile:
             raise DataError(f"{name} is a truncated or damaged Parquet file; write it anew") from exc
     if kind != "queries":
         raise DataError(f"{name} is not a Parquet file; only queries may also be JSONL or CSV")
-    return pq.ParquetFile(_as_parquet(_read_text_table(raw, name, is_json=magic[:1] in (b"{", b"["))))
+    return pq.ParquetFile(_as_parquet(_read_text_table(raw, name)))
 
 
-def _read_text_table(raw: pa.NativeFile, name: str, *, is_json: bool) -> pa.Table:
-    """JSONL or CSV with a column `query`; a missing `query_id` becomes a digest of the query."""
+def _read_text_table(raw: pa.NativeFile, name: str) -> pa.Table:
+    """JSONL, a JSON array or CSV with a column `query`; a missing `query_id` becomes a digest of the query."""
     import pandas as pd
 
-    text: Any = raw
     try:
-        if is_json:
-            as_written: Any = False  # else "007" becomes a number
-            frame = pd.read_json(text, lines=True, dtype=as_written)
+        text = raw.read().decode("utf-8-sig").lstrip()  # a byte order mark and blank lines come from editors
+        if text.startswith(("{", "[")):
+            rows = (
+                json.loads(text) if text[0] == "[" else [json.loads(line) for line in text.split("\n") if line.strip()]
+            )
+            if not all(isinstance(row, dict) for row in rows):
+                raise ValueError("a row is not an object")
+            columns = {column: [row.get(column) for row in rows] for row in rows for column in row}
         else:
-            frame = pd.read_csv(text, dtype=str, keep_default_na=False)  # "NA" is a text like any other
-        table = pa.Table.from_pandas(frame, preserve_index=False)
+            frame = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)  # "NA" is a text like any other
+            columns = frame.to_dict("list")
+        if "query_id" in columns:
+            columns["query_id"] = [None if key is None else str(key) for key in columns["query_id"]]
+        elif "query" in columns:
+            columns = {"query_id": _ids_of_queries(columns["query"], name), **columns}
+        return pa.table(columns)
     except (ValueError, pa.ArrowException) as exc:
-        raise DataError(f"{name} is neither Parquet, JSONL nor CSV ({_first_line(exc)})") from exc
-    if "query_id" not in table.column_names and "query" in table.column_names:
-        ids = [text_id(str(query)) for query in table["query"].to_pylist()]
-        table = table.add_column(0, "query_id", pa.array(ids, pa.string()))
-    return table
+        raise DataError(f"{name} is neither Parquet, JSON, JSONL nor CSV ({_first_line(exc)})") from exc
+
+
+def _ids_of_queries(queries: Sequence[object], name: str) -> list[str]:
+    """A digest of each query; two that are equal cannot be told apart."""
+    first: dict[object, int] = {}
+    for number, query in enumerate(map(str, queries), start=1):
+        if first.setdefault(query, number) < number:
+            raise DataError(
+                f"row {number} of {name} repeats the query of row {first[query]}; remove it, or give each a query_id"
+            )
+    return [text_id(str(query)) for query in queries]
 
 
 def _as_parquet(table: pa.Table) -> io.BytesIO:
@@ -421,7 +471,7 @@ def _checked_schema(found: pa.Schema, declared: pa.Schema, need: Sequence[str], 
     fields = []
     for field in found:
         expected = declared.field(field.name) if field.name in declared.names else field
-        if not _castable(field.type, expected.type):
+        if not castable(field.type, expected.type):
             raise DataError(
                 f"column '{field.name}' of {name} has type {field.type}, not {expected.type}; cast it and write it anew"
             )
@@ -429,17 +479,17 @@ def _checked_schema(found: pa.Schema, declared: pa.Schema, need: Sequence[str], 
     return pa.schema(fields)
 
 
-def _castable(found: pa.DataType, expected: pa.DataType) -> bool:
+def castable(found: pa.DataType, expected: pa.DataType) -> bool:
     """Whether two types differ only in width or encoding (or the column is all null)."""
     if found == expected or pa.types.is_null(found):
         return True
     if pa.types.is_dictionary(found):
-        return _castable(found.value_type, expected)
+        return castable(found.value_type, expected)
     if _is_list(found) and _is_list(expected):
-        return _castable(found.value_type, expected.value_type)
+        return castable(found.value_type, expected.value_type)
     if pa.types.is_struct(found) and pa.types.is_struct(expected):
         names = {field.name for field in found}
-        return all(f.name in names and _castable(found.field(f.name).type, f.type) for f in expected)
+        return all(f.name in names and castable(found.field(f.name).type, f.type) for f in expected)
     if pa.types.is_integer(found) and pa.types.is_floating(expected):
         return True
     families = (_is_text, pa.types.is_integer, pa.types.is_floating)
@@ -469,17 +519,26 @@ def _require_unique(table: Table, key: Sequence[str]) -> None:
             seen.add(fingerprint)
 
 
+def _require_filled(table: Table, columns: Sequence[str]) -> None:
+    """Raise for a null; rules and rows without a verdict may have any: nobody reads them."""
+    read = [*columns, *({"kind", "followed"} & set(table.schema.names))]
+    row_number = 0
+    for batch in table.batches(read):
+        for row in batch.to_pylist():
+            row_number += 1
+            missing = next((name for name in columns if row[name] is None), None)
+            if missing and row.get("kind") != "rule" and row.get("followed", True) is not None:
+                raise DataError(f"row {row_number} of {table.name} has no '{missing}'; fill it, or leave the row out")
+
+
 @contextmanager
 def _atomic(out: str) -> Iterator[IO[bytes]]:
+    require_writable(out)
     if out == STDIO:
-        if sys.stdout.isatty():
-            raise DataError("standard output is a terminal; use -o FILE, or pipe into another command")
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
     path = Path(out)
-    if not path.parent.is_dir():
-        raise DataError(f"the folder of {out} does not exist; create it first")
     partial = path.with_name(f".{path.name}.partial")
     try:
         with open(partial, "wb") as sink:

@@ -58,9 +58,11 @@ def choose(taxonomy: dict[str, Category], names: Iterable[str]) -> tuple[str, ..
     """The named categories, or the defaults if none is named.
 
     Raises:
-        ConfigError: A name is not in the taxonomy.
+        ConfigError: A name is not in the taxonomy, or none is named and none is a default.
     """
     chosen = tuple(names) or tuple(name for name, category in taxonomy.items() if category.default)
+    if not chosen:
+        raise ConfigError("the taxonomy marks no category as `default = true`; mark some, or name them with --category")
     for name in chosen:
         if name not in taxonomy:
             close = get_close_matches(name, taxonomy, n=1)

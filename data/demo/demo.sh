@@ -13,9 +13,15 @@ if [ -n "${FULL:-}" ]; then
 else
   steps=24 live=8 taught=16
 fi
-[ -n "${TEACHER:-}" ] && votes=1 || votes=3
+if [ -n "${TEACHER:-}" ]; then
+  votes=1 told=""
+else
+  votes=3 told="
+   (720 of them have one recorded vote; the other two calls count as failed, and the one vote stands.)"
+  export HF_HUB_OFFLINE=1
+fi
 mkdir -p "$out"
-export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export TOKENIZERS_PARALLELISM=false
 
 say() { printf '\n\033[1;36m%s\033[0m\n' "$*"; }
 run() {
@@ -32,8 +38,7 @@ say "2. The embedded model responds to a few test instructions, with and without
 run sample "$out/instructions.parquet" --model hf:embedded --where split=test --limit $live --max-tokens 64 \
   -o "$out/responses.parquet"
 
-say "3. The teacher labels a pool of 1,750 responses, one constraint at a time; the majority of the votes counts.
-   (720 of them have one recorded vote; the other two calls count as failed, and the one vote stands.)"
+say "3. The teacher labels a pool of 1,750 responses, one constraint at a time; the majority of the votes counts.$told"
 run label "$data/pool.parquet" --teacher "$teacher" --votes $votes -o "$out/labels.parquet"
 if [ -n "${TEACHER:-}" ]; then
   run label "$out/responses.parquet" --teacher "$teacher" -o "$out/live-labels.parquet"

@@ -261,7 +261,7 @@ def test_verinstruct_soft_needs_no_file_of_functions(tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
     line = fails(2, "import", "verinstruct", source, "-o", out)
     assert line.startswith("VerInstruct's hard constraints are code: give --functions FILE")
-    line = fails(2, "import", "verinstruct", source, "-f", tmp_path / "no" / "where.py", "-o", out)
+    line = fails(3, "import", "verinstruct", source, "-f", tmp_path / "no" / "where.py", "-o", out)
     assert line == f"the folder of {tmp_path / 'no' / 'where.py'} does not exist; create it first"
     assert not out.exists()
     assert tjd("import", "verinstruct", source, "--subset", "soft", "-o", out).exit_code == 0
@@ -343,3 +343,11 @@ def test_the_documentations_examples_run(tmp_path: Path) -> None:
     assert tjd("import", "jsonl", source, "-o", tmp_path / "out.parquet").exit_code == 0
     [row] = imported(tmp_path / "out.parquet")
     assert row["instruction"] == "Describe a harbour.\nBe wistful.\nUse no commas.\nAt least 50 words."
+
+
+@pytest.mark.parametrize("lines", ['\n{"query": "a"}\n', '[\n{"query": "a"}\n]\n'])
+def test_a_byte_order_mark_is_no_part_of_a_record(tmp_path: Path, lines: str) -> None:
+    soft = '"constraints": [{"text": "Be kind."}]'
+    (tmp_path / "in").write_text("\ufeff" + lines.replace("}", f", {soft}}}"), encoding="utf-8")
+    assert tjd("import", "jsonl", tmp_path / "in", "-o", tmp_path / "out.parquet").exit_code == 0
+    assert [row["query"] for row in imported(tmp_path / "out.parquet")] == ["a"]

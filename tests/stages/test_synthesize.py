@@ -115,7 +115,9 @@ def test_the_seed_decides_who_gets_what() -> None:
 
 
 def test_a_row_can_fix_its_category() -> None:
-    rows = synthesized([*queries(6, category="language"), *queries(3, category=None)], per_query=2)
+    rows = synthesized(
+        [*queries(6, category="language"), *queries(1, category=None), *queries(2, category=" ")], per_query=2
+    )
     assert [row["constraints"][0]["category"] for row in rows[:6]] == ["language"] * 6
     assert all(row["constraints"][1]["category"] in ("style", "structure", "semantic") for row in rows[:6])
 

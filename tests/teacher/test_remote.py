@@ -274,3 +274,32 @@ except BackendError:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "caught\n", "")
+
+
+def test_the_cache_tells_servers_and_tags_apart(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked_for(**settings: Any) -> tuple[str | None, int]:
+        teacher = opened(cache, **settings)
+        [completion] = teacher.ask(numbered(1))
+        teacher.close()
+        return completion.text, teacher.usage.cached
+
+    assert asked_for() == ("you said line 0", 0)
+    assert asked_for() == ("you said line 0", 1)
+    assert asked_for(cache_tag="june") == ("you said line 0", 0)
+    assert asked_for(cache_tag="june") == ("you said line 0", 1)
+    with serve(lambda body, before: Reply("another model")) as other:
+        monkeypatch.setenv("OPENAI_API_BASE", other.url)
+        assert asked_for() == ("another model", 0)
+    monkeypatch.setenv("OPENAI_API_BASE", f"{server.url}/")
+    assert asked_for() == ("you said line 0", 1)
+
+
+def test_without_an_address_keys_are_as_ever(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from tjd.teacher import Usage
+    from tjd.teacher.cache import Ledger
+
+    monkeypatch.delenv("OPENAI_API_BASE", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    teacher: Any = opened(tmp_path)
+    [request] = numbered(1)
+    assert teacher._ledger.key(request) == Ledger("openai/x", "openai/x", tmp_path, Usage()).key(request)

@@ -75,7 +75,10 @@ def _own_key(row: Row, benchmarks: Sequence[str], where: str) -> str:
     if key is None:
         raise DataError(f"{where} names no prompt; give it one of instruction_id, {', '.join((*TEXTS, *KEYS))}")
     if row.get("turn") is not None:
-        return f"multi-if:{key}:t{row['turn']}"
+        try:
+            return f"multi-if:{key}:t{int(float(row['turn']))}"  # a table with gaps has 1.0 for 1
+        except ValueError as exc:
+            raise DataError(f"{where} has the turn {row['turn']!r}; it must be a number") from exc
     benchmark = row.get("benchmark") or (benchmarks[0] if len(benchmarks) == 1 else None)
     if benchmark is None:
         raise DataError(f"{where} has a key but neither prompt nor benchmark; add a column 'benchmark'")

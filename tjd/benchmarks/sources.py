@@ -7,12 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from tjd import tables
+from tjd import records, tables
 from tjd.errors import DataError
-from tjd.extras import need
 from tjd.tables import Row
 
 MOST_OF_A_CELL = 2**31 - 1
@@ -37,7 +33,10 @@ def read_rows(source: str, pattern: str, columns: Sequence[str], howto: str) -> 
     if path.is_file():
         rows = read_file(path)
     elif _HUB_NAME.fullmatch(source):
-        rows = _from_hub(source, howto)
+        try:
+            rows = [row for _, row in records.open_records(source).placed]
+        except DataError as exc:
+            raise DataError(f"{exc}; {howto}") from exc
     else:
         raise DataError(f"there is no {source}; {howto}")
     return checked(rows, columns, source, howto)
@@ -64,23 +63,15 @@ def find(folder: Path, pattern: str, howto: str) -> Path:
 
 
 def read_file(path: Path) -> list[Row]:
-    """Read a table from JSON (a list of objects), JSONL, CSV or Parquet, told apart by the name's ending."""
+    """Read a table from CSV, if the name says so, or from JSON (a list of objects), JSONL or Parquet."""
+    if path.suffix != ".csv":
+        return [row for _, row in records.open_records(str(path)).placed]
     try:
-        if path.suffix == ".parquet":
-            return pq.read_table(path).to_pylist()
-        with open(path, encoding="utf-8", newline="") as file:
-            if path.suffix == ".csv":
-                csv.field_size_limit(MOST_OF_A_CELL)
-                rows: Any = list(csv.DictReader(file))
-            elif path.suffix == ".json":
-                rows = json.load(file)
-            else:
-                rows = [json.loads(line) for line in file if line.strip()]
-    except (ValueError, OSError, csv.Error, pa.ArrowException) as exc:
-        raise DataError(f"{path} cannot be read as its name says ({exc}); give JSON, JSONL, CSV or Parquet") from exc
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{path} does not hold one object per row; give a list of objects")
-    return rows
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            csv.field_size_limit(MOST_OF_A_CELL)
+            return list(csv.DictReader(file))
+    except (ValueError, OSError, csv.Error) as exc:
+        raise DataError(f"{path} cannot be read as CSV ({exc}); give JSON, JSONL, CSV or Parquet") from exc
 
 
 def source_digest(source: str) -> str:
@@ -132,15 +123,3 @@ def rules(ids: Sequence[str], kwargs: Sequence[Mapping[str, Any]], where: str) -
     if len(ids) != len(kwargs):
         raise DataError(f"{where} has {len(ids)} instruction ids but {len(kwargs)} kwargs; fetch the data anew")
     return (rule(checker, given) for checker, given in zip(ids, kwargs, strict=True))
-
-
-def _from_hub(name: str, howto: str) -> list[Row]:
-    need("import", "train", "datasets")
-    import datasets
-
-    try:
-        found = datasets.load_dataset(name)
-    except (OSError, ValueError) as exc:
-        reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
-        raise DataError(f"there is no file {name}, and the hub does not give it ({reason}); {howto}") from exc
-    return [dict(row) for split in found.values() for row in split]

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import typer
 
-from tjd.commands.common import AsJson
-from tjd.commands.terminal import WIDE, progress
+from tjd.commands.common import AsJson, writable
+from tjd.commands.terminal import answers_to, print_grid, progress
 from tjd.config import BenchJudgeConfig, as_dict
 from tjd.extras import need
 from tjd.flags import flags
@@ -26,7 +26,9 @@ def bench_callback() -> None:
 @flags
 def bench_judge_command(
     config: BenchJudgeConfig,
-    out: Annotated[str | None, typer.Option("--out", "-o", help="Parquet file for every round's time.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="Parquet file for every round's time.", callback=writable)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Time verdicts: token trees against plain batches, TRL's reward model path, a CrossEncoder and a generative judge.
@@ -42,15 +44,14 @@ def bench_judge_command(
         rows = stage.bench_judge(config, lambda row: bars.update(task, advance=1, note=row["contestant"]))
     if out:
         tables.write_rows(rows, out, stage.SCHEMA, tables.provenance("bench judge", as_dict(config), {}, {}))
-    summary = stage.summary(rows)
+    summary, to = stage.summary(rows), answers_to(out)
     if as_json:
-        print(json.dumps(summary))  # noqa: T201
+        print(json.dumps(summary), file=to)
     else:
-        _print(summary)
+        _print(summary, to)
 
 
-def _print(summary: list[Mapping[str, Any]]) -> None:
-    from rich.console import Console
+def _print(summary: list[Mapping[str, Any]], to: IO[str]) -> None:
     from rich.table import Table as Grid
 
     grid = Grid(title="Median over the rounds")
@@ -59,5 +60,4 @@ def _print(summary: list[Mapping[str, Any]]) -> None:
         grid.add_column(name.replace("_", " "), justify="left" if name == "contestant" else "right")
     for line in summary:
         grid.add_row(*(f"{line[name]:.3g}" if isinstance(line[name], float) else str(line[name]) for name in names))
-    console = Console()
-    Console(width=None if console.is_terminal else WIDE).print(grid)
+    print_grid(grid, to)

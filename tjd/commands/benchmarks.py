@@ -4,13 +4,13 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tjd.commands.common import AsJson, Limit, Out, open_models, used
+from tjd.commands.common import AsJson, Limit, MetricsOut, Out, open_models, used, writable
 from tjd.commands.data import import_app
-from tjd.commands.terminal import WIDE, advancing, progress, require_known, say
+from tjd.commands.terminal import advancing, answers_to, print_grid, progress, require_known, say
 from tjd.config import BackendConfig, EvaluateConfig, Subset, as_dict
 from tjd.errors import BackendError, ConfigError
 from tjd.flags import flags
@@ -76,9 +76,9 @@ def evaluate_command(
     data: Annotated[
         Path | None, typer.Option(help="Folder with a folder per benchmark; all that are there, unless --benchmark.")
     ] = None,
-    out: Annotated[str | None, typer.Option("--out", "-o", help="Parquet file for the metrics.")] = None,
+    out: MetricsOut = None,
     responses: Annotated[
-        str | None, typer.Option(help="Parquet file for every response, judgement and verdict.")
+        str | None, typer.Option(help="Parquet file for every response, judgement and verdict.", callback=writable)
     ] = None,
     limit: Annotated[
         int, typer.Option(help="A quick look: about so many prompts per benchmark, spread over it; 0 takes all.", min=0)
@@ -95,6 +95,7 @@ def evaluate_command(
     from tjd.benchmarks import BENCHMARKS, sources
     from tjd.stages import evaluate as stage
 
+    to = answers_to(out, responses)
     named = _sources(benchmark, data)
     rows = [row for name, source in named.items() for row in stage.take(BENCHMARKS[name].read(source), limit)]
     judgings = {name: BENCHMARKS[name].judging for name in named}
@@ -127,7 +128,7 @@ def evaluate_command(
             tables.write_rows(table, path, schema, origin)
     told = [f"{'judge ' if model is judge else ''}{model.name}: {used(model.usage)}" for model in used_models]
     say("; ".join([f"evaluate: {len(found)} responses", *told]))
-    _print_scores(metrics, as_json=as_json)
+    _print_scores(metrics, to, as_json=as_json)
     _require_valid(found, config.max_invalid)
 
 
@@ -197,13 +198,12 @@ def _with_bar(ask: "Ask", name: str, bars: "Progress") -> "Ask":
     return shown
 
 
-def _print_scores(scores: "Sequence[Row]", *, as_json: bool) -> None:
+def _print_scores(scores: "Sequence[Row]", to: IO[str], *, as_json: bool) -> None:
     """A line per figure, a column per model; what is finer than a turn, level or split is in the file alone."""
-    from rich.console import Console
     from rich.table import Table as Grid
 
     if as_json:
-        print(json.dumps(scores))  # noqa: T201
+        print(json.dumps(scores), file=to)
         return
     models = list(dict.fromkeys(row["model"] for row in scores))
     grid = Grid(title="Scores in percent, CSL in levels (95% bootstrap interval over prompts)")
@@ -222,8 +222,7 @@ def _print_scores(scores: "Sequence[Row]", *, as_json: bool) -> None:
         shown = [_cell(cells[model]) if model in cells else "" for model in models]
         grid.add_row("" if previous == benchmark else benchmark, metric, group, *shown)
         previous = benchmark
-    console = Console()
-    Console(width=None if console.is_terminal else WIDE).print(grid)
+    print_grid(grid, to)
 
 
 def _cell(row: "Mapping[str, Any]") -> str:

@@ -10,7 +10,7 @@ import typer
 
 from tjd.commands.terminal import advancing, progress, say
 from tjd.config import TAXONOMY_HELP, BackendConfig, as_dict
-from tjd.errors import BackendError
+from tjd.errors import BackendError, DataError
 from tjd.extras import need
 
 if TYPE_CHECKING:
@@ -22,8 +22,29 @@ if TYPE_CHECKING:
     from tjd.tables import Row, Table
     from tjd.teacher import Teacher, Usage
 
-Out = Annotated[str, typer.Option("--out", "-o", help="Parquet file to write, or `-`.", show_default=False)]
-OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.", show_default=False)]
+
+def writable(out: Any) -> Any:
+    """Check a file to write as the command line is read: before any work is done or paid for."""
+    from tjd import tables
+
+    if out is not None:
+        tables.require_writable(str(out))
+    return out
+
+
+def _writable_folder(out: Path) -> Path:
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out} is a file; name a folder")
+    return out
+
+
+Out = Annotated[
+    str,
+    typer.Option("--out", "-o", help="Parquet file to write, or `-`.", show_default=False, callback=writable),
+]
+OutFolder = Annotated[
+    Path, typer.Option("--out", "-o", help="Folder to write.", show_default=False, callback=_writable_folder)
+]
 Where = Annotated[list[str], typer.Option("--where", help="Keep rows with COLUMN=VALUE or COLUMN!=VALUE; repeatable.")]
 Limit = Annotated[int, typer.Option("--limit", help="Take only the first rows; 0 takes all.", min=0)]
 Taxonomy = Annotated[str | None, typer.Option("--taxonomy", help=TAXONOMY_HELP)]
@@ -31,7 +52,7 @@ Judges = Annotated[
     Path, typer.Option("--judges", "-j", help="Folder that `tjd train-judge` wrote.", show_default=False)
 ]
 Figure = Annotated[Path | None, typer.Option("--figure", help="Draw it too: a file that ends in .svg, .png or .pdf.")]
-MetricsOut = Annotated[str | None, typer.Option("--out", "-o", help="Parquet file for the metrics.")]
+MetricsOut = Annotated[str | None, typer.Option("--out", "-o", help="Parquet file for the metrics.", callback=writable)]
 Checkers = Annotated[
     Path | None, typer.Option("--checkers", help="Python file with checkers of your own: CHECKERS = {name: function}.")
 ]

@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,7 +22,7 @@ from tjd.commands.common import (
     warn_of_leaks,
     with_bar,
 )
-from tjd.commands.terminal import interval, print_grid, progress, say
+from tjd.commands.terminal import answers_to, interval, print_grid, progress, say
 from tjd.config import BackendConfig, EvalJudgeConfig, TrainJudgeConfig, as_dict
 from tjd.errors import ConfigError
 from tjd.extras import need
@@ -67,17 +68,18 @@ def eval_judge_command(
 
     if figure:
         require_figure("eval-judge", figure)
-    table = tables.open_table(labels, "labels", need=(*stage.NEED, config.truth))
+    needed = ("query_id", "query", "constraint")
+    table = tables.open_table(labels, "labels", need=(*stage.NEED, config.truth), not_null=needed)
     found = list(rows_of(table, where, limit))
     rows = list(stage.with_truth(found, config.truth, config.min_agreement))
     if len(rows) < len(found):
         say(f"eval-judge: {len(found) - len(rows)} of {len(found)} rows left out, whose voters agree less")
-    with progress() as bars:
-        field = _contestants(judges, config, found, rows, bars)
+    with ExitStack() as stack:
+        bars = stack.enter_context(progress())
+        field = _contestants(judges, config, found, rows, bars, stack)
         measured = stage.eval_judge(rows, field.judges, config, field.split_seed)
     for teacher in field.teachers:
         say(f"{teacher.name}: {used(teacher.usage)}")
-        teacher.close()
     settings = as_dict(config) | {"teacher": field.asked, "where": where, "limit": limit}
     prompts = {prompt.name: prompt.digest for prompt in field.prompts}
     source = tables.provenance("eval-judge", settings, {"labels": table.digest, **field.digests}, prompts)
@@ -89,7 +91,9 @@ def eval_judge_command(
         figures.judges_figure(measured.metrics, measured.reliability, figure)
     coverage = [row["value"] for row in measured.metrics if row["metric"] == "coverage" and " - " not in row["judge"]]
     title = "Agreement with the labels (95% bootstrap interval over queries)"
-    _print_metrics(measured.metrics, title, as_json=as_json, hide=["coverage"] if min(coverage) == 1 else [])
+    _print_metrics(
+        measured.metrics, title, answers_to(out), as_json=as_json, hide=["coverage"] if min(coverage) == 1 else []
+    )
 
 
 @dataclass(slots=True)
@@ -105,9 +109,14 @@ class Field:
 
 
 def _contestants(
-    folders: Sequence[Path], config: EvalJudgeConfig, table: "Sequence[Row]", rows: "Sequence[Row]", bars: "Progress"
+    folders: Sequence[Path],
+    config: EvalJudgeConfig,
+    table: "Sequence[Row]",
+    rows: "Sequence[Row]",
+    bars: "Progress",
+    stack: ExitStack,
 ) -> Field:
-    """Open the judges and teachers to compare on `rows`, which are among those of `table`."""
+    """Open the judges and teachers to compare on `rows`, which are among those of `table`; the stack closes them."""
     from tjd import tables
     from tjd.judge import ensemble
     from tjd.stages.eval_judge import Judge
@@ -138,7 +147,7 @@ def _contestants(
                 name, score = _zero_shot(field, teacher.removeprefix("hf:"), train, rows)
                 choose, slice_rows = True, 512
             else:
-                name, score = _asked(field, teacher, mode, table)
+                name, score = _asked(field, teacher, mode, table, stack)
                 choose, slice_rows = False, max(1, len(rows))  # a response's constraints are asked about together
             score = with_bar(score, name, bars, slice_rows)
             field.judges.append(Judge(name, score, categories, choose_thresholds=choose))
@@ -161,13 +170,14 @@ def _zero_shot(field: Field, base: str, train: TrainJudgeConfig, rows: "Sequence
     return name, ensemble.zero_shot(base, prompt, train, {str(row["category"]) for row in rows}).score
 
 
-def _asked(field: Field, name: str, mode: Any, table: "Sequence[Row]") -> "tuple[str, Scorer]":
+def _asked(field: Field, name: str, mode: Any, table: "Sequence[Row]", stack: ExitStack) -> "tuple[str, Scorer]":
     """A model that is asked in words, as `tjd label` asks it."""
     from tjd import prompts
     from tjd.stages.eval_judge import asked
     from tjd.teacher.verdicts import VARIABLES
 
     [teacher] = open_models("eval-judge", [name], BackendConfig())
+    stack.enter_context(closing(teacher))  # calls in flight are paid: they may still arrive and be kept
     prompt, again = prompts.load(f"label.{mode}.v1", VARIABLES[mode]), prompts.load("again.v1", ["reason"])
     field.prompts += [prompt, again]
     field.teachers.append(teacher)
@@ -191,12 +201,14 @@ def _with_tuples(saved: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
 
 
-def _print_metrics(metrics: "Sequence[Row]", title: str, *, as_json: bool, hide: Sequence[str] = ()) -> None:
+def _print_metrics(
+    metrics: "Sequence[Row]", title: str, to: IO[str], *, as_json: bool, hide: Sequence[str] = ()
+) -> None:
     """Metrics as a grid: a line per category and judge, a column per metric."""
     from rich.table import Table as Grid
 
     if as_json:
-        print(json.dumps(metrics))  # noqa: T201
+        print(json.dumps(metrics), file=to)
         return
     names = [name for name in dict.fromkeys(row["metric"] for row in metrics) if name not in hide]
     grid = Grid(title=title)
@@ -217,4 +229,4 @@ def _print_metrics(metrics: "Sequence[Row]", title: str, *, as_json: bool, hide:
         any_row = next(iter(cells.values()))
         head = [judge, category, str(any_row["n"]), str(any_row["n_invalid"]), f"{any_row['prevalence']:.2f}"]
         grid.add_row(*head, *(interval(cells[name], signed=" - " in judge) for name in names))
-    print_grid(grid)
+    print_grid(grid, to)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tjd.commands.common import AsJson, Checkers, Limit, Out, Taxonomy, Where, open_models, own_checkers, rows_of, write
-from tjd.commands.terminal import require_known
+from tjd.commands.terminal import answers_to, print_grid, require_known
 from tjd.config import BackendConfig, LabelConfig, SampleConfig, SynthesizeConfig
 from tjd.flags import flags
 
@@ -154,8 +154,9 @@ def import_labels_command(
     }  # fmt: skip
     table = tables.open_table(source, "foreign")
     columns = stage.columns_of(table.schema, given)
-    rows = stage.import_labels(rows_of(table, where, limit), columns)
-    inputs, schema = {"source": table}, stage.schema(table.schema, columns)
+    kept = stage.kept_of(table.schema, columns)
+    rows = stage.import_labels(rows_of(table, where, limit), columns, kept)
+    inputs, schema = {"source": table}, stage.schema(table.schema, kept)
     write(rows, out, schema, "import labels", columns, inputs, chosen=(where, limit), null="followed")
 
 
@@ -183,14 +184,12 @@ def show_command(
 
 
 def _print_summary(summary: Mapping[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table as Grid
 
-    console = Console()
     for title, lines in summary["sections"].items():
         grid = Grid(title=title, title_justify="left", show_header=bool(lines["header"]))
         for name in lines["header"] or [""] * len(lines["rows"][0]):
             grid.add_column(str(name), overflow="fold")
         for line in lines["rows"]:
             grid.add_row(*(str(cell) for cell in line))
-        console.print(grid)
+        print_grid(grid, answers_to())

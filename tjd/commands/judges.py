@@ -48,14 +48,14 @@ def train_judge_command(
     grid = _grid(sweep.sweep)
     known = categories.load(taxonomy)
     prompt = ensemble.load_prompt(config.prompt)
-    table = tables.open_table(labels, "labels", need=stage.NEED)
+    table = tables.open_table(labels, "labels", need=stage.NEED, not_null=("query_id", "query", "constraint"))
     rows = list(rows_of(table, where, limit))
     digest = tables.text_id(table.digest, *where, str(limit))
     points = choice.combinations(config, grid, lambda each: stage.fingerprint(each, prompt, digest)) if grid else []
 
     def provenance(config: TrainJudgeConfig) -> "Row":
         settings = as_dict(config) | {"sweep": list(sweep.sweep), "where": where, "limit": limit}
-        settings["base"] = backbone.public_name(config.base)
+        settings |= {"base": backbone.public_name(config.base), "prompt": prompt.name}  # no paths
         return tables.provenance("train-judge", settings, {"labels": table.digest}, {prompt.name: prompt.digest})
 
     with progress() as bars:
@@ -102,6 +102,7 @@ def score_command(
     from tjd.stages import score as stage
 
     source = tables.open_table(table, "foreign", need=stage.NEED)
+    tables.require_constraints(source)
     judge = ensemble.load(judges, dtype=dtype)
     rows = stage.score(rows_of(source, where, limit), judge.score)
     digests = {"judges": tables.file_digest(judges / ensemble.MANIFEST)}

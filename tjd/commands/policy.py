@@ -26,10 +26,10 @@ GATE_QUERIES = 8  # per category that the hack probes are tried on before traini
 
 
 def _preset(ctx: typer.Context, name: str | None) -> str | None:
-    """Make a preset's settings the defaults of this call, so that flags on the line still win."""
+    """Make a preset's settings the defaults of this call, so that the config file and flags on the line still win."""
     if name is not None:
         require_known(name, RL_PRESETS, "--preset")
-        ctx.default_map = {**(ctx.default_map or {}), **RL_PRESETS[name]}
+        ctx.default_map = {**RL_PRESETS[name], **(ctx.default_map or {})}
     return name
 
 

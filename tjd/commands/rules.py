@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tjd.commands.common import Checkers, Limit, Out, Taxonomy, Where, own_checkers, rows_of, write
+from tjd.commands.common import Checkers, Limit, Out, Taxonomy, Where, own_checkers, rows_of, writable, write
 from tjd.commands.data import import_app
 from tjd.commands.terminal import say
 from tjd.config import CheckConfig, Subset, as_dict
@@ -97,7 +97,12 @@ def import_verinstruct_command(
     out: Out,
     functions: Annotated[
         Path | None,
-        typer.Option("--functions", "-f", help="Python file to write the hard constraints' code to, for --checkers."),
+        typer.Option(
+            "--functions",
+            "-f",
+            help="Python file to write the hard constraints' code to, for --checkers.",
+            callback=writable,
+        ),
     ] = None,
     subset: SubsetOption = "mix",
     taxonomy: Taxonomy = None,
@@ -116,8 +121,6 @@ def import_verinstruct_command(
         raise ConfigError(
             "VerInstruct's hard constraints are code: give --functions FILE to write it to, or --subset soft"
         )
-    if functions is not None and not functions.parent.is_dir():
-        raise ConfigError(f"the folder of {functions} does not exist; create it first")
     sources: dict[str, str] = {}
     found = records.open_records(source)
     rows = stage.from_verinstruct(found.placed, categories.load(taxonomy), sources.__setitem__)

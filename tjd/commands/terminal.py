@@ -1,9 +1,10 @@
 """What a person sees: lines, bars and tables. Answers go to standard output, everything else to standard error."""
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from tjd.errors import ConfigError
 
@@ -38,8 +39,8 @@ def progress() -> "Iterator[Progress]":
 
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False),
     )  # fmt: skip
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         add = bars.add_task
@@ -62,12 +63,18 @@ def require_known(name: str, known: Iterable[str], what: str) -> None:
         raise ConfigError(f"unknown {what}: '{name}'" + (f"; did you mean '{close[0]}'?" if close else ""))
 
 
-def print_grid(grid: Any) -> None:
-    """A table of rich on standard output, wide enough where that is a file or a pipe."""
+def answers_to(*outs: str | None) -> IO[str]:
+    """Where an answer is printed: standard output, or standard error where that carries one of the tables (`-`)."""
+    if outs.count("-") > 1:
+        raise ConfigError("standard output (`-`) takes one table; write the other to a file")
+    return sys.stderr if "-" in outs else sys.stdout
+
+
+def print_grid(grid: Any, to: IO[str]) -> None:
+    """A table of rich, wide enough where it goes into a file or a pipe; cells are text, whatever brackets they hold."""
     from rich.console import Console
 
-    console = Console()
-    Console(width=None if console.is_terminal else WIDE).print(grid)
+    Console(file=to, width=None if to.isatty() else WIDE, markup=False, emoji=False).print(grid)
 
 
 def interval(row: Mapping[str, Any], *, signed: bool = False) -> str:

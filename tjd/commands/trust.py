@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,9 +20,10 @@ from tjd.commands.common import (
     rows_of,
     warn_of_leaks,
     with_bar,
+    writable,
 )
 from tjd.commands.judges import training_bars
-from tjd.commands.terminal import interval, print_grid, progress, say
+from tjd.commands.terminal import answers_to, interval, print_grid, progress, say
 from tjd.config import ProbeHacksConfig, TrainJudgeConfig, TransferConfig, as_dict
 from tjd.errors import ConfigError, DataError
 from tjd.extras import need
@@ -44,9 +45,11 @@ def probe_hacks_command(
     config: ProbeHacksConfig,
     judges: Judges,
     out: Annotated[
-        str | None, typer.Option("--out", "-o", help="Parquet file for the probes and their scores.")
+        str | None, typer.Option("--out", "-o", help="Parquet file for the probes and their scores.", callback=writable)
     ] = None,
-    metrics: Annotated[str | None, typer.Option("--metrics", help="Parquet file for the shares accepted.")] = None,
+    metrics: Annotated[
+        str | None, typer.Option("--metrics", help="Parquet file for the shares accepted.", callback=writable)
+    ] = None,
     probes: Annotated[
         str | None, typer.Option("--probes", help="TOML file with your own probes; see data/hacks.toml for the form.")
     ] = None,
@@ -64,9 +67,10 @@ def probe_hacks_command(
     from tjd.judge import ensemble, hacks
     from tjd.stages import probe_hacks as stage
 
+    to = answers_to(out, metrics)
     known = hacks.load(probes)
     source = tables.open_table(table, "foreign", need=stage.NEED)
-    stage.require_constraints(source.schema.names, source.name)
+    tables.require_constraints(source)
     manifest = ensemble.read_manifest(judges)
     judge = ensemble.load(judges, dtype=config.dtype)
     rows = list(rows_of(source, where, limit))
@@ -82,7 +86,7 @@ def probe_hacks_command(
         tables.write_rows(found.probes, out, stage.PROBES, provenance)
     if metrics:
         tables.write_rows(found.metrics, metrics, tables.METRICS, provenance)
-    _print_probes(found.metrics, as_json=as_json)
+    _print_probes(found.metrics, to, as_json=as_json)
     stage.require_few(found.metrics, config.max_false_accept)
 
 
@@ -123,7 +127,7 @@ def transfer_command(
 
     if figure:
         require_figure("transfer", figure)
-    table = tables.open_table(labels, "labels", need=train_judge.NEED)
+    table = tables.open_table(labels, "labels", need=train_judge.NEED, not_null=("query_id", "query", "constraint"))
     wanted = training.category
     rows = [row for row in rows_of(table, where, limit) if not wanted or row["category"] in wanted]
     digest = tables.text_id(table.digest, *where, str(limit), *wanted)
@@ -153,7 +157,7 @@ def transfer_command(
         }
         title = f"{METRIC_NAMES[config.metric]} on the test split"
         figures.heat_map(values, figure, title=title, rows="trained on", columns="tested on")
-    _print_transfer(found, config, as_json=as_json)
+    _print_transfer(found, config, answers_to(out), as_json=as_json)
 
 
 def _train_specialists(
@@ -187,7 +191,7 @@ def _as_if(score: "Scorer", category: str) -> "Scorer":
     return lambda rows: score([{**row, "category": category} for row in rows])
 
 
-def _print_transfer(found: "Transfer", config: TransferConfig, *, as_json: bool) -> None:
+def _print_transfer(found: "Transfer", config: TransferConfig, to: IO[str], *, as_json: bool) -> None:
     """The matrix, then the best set of every size, and which is the smallest that reaches the target."""
     from rich.table import Table as Grid
 
@@ -196,7 +200,7 @@ def _print_transfer(found: "Transfer", config: TransferConfig, *, as_json: bool)
 
     if as_json:
         best = [asdict(each) | {"test": plain(each.test)} for each in found.best]
-        print(json.dumps({"metrics": found.metrics, "best": best}))  # noqa: T201
+        print(json.dumps({"metrics": found.metrics, "best": best}), file=to)
         return
     name = METRIC_NAMES[config.metric]
     cells = {(row["judge"], row["category"]): row for row in found.metrics if row["metric"] == config.metric}
@@ -209,13 +213,13 @@ def _print_transfer(found: "Transfer", config: TransferConfig, *, as_json: bool)
         grid.add_column(f"{category}\nn = {some['n']}, prevalence {share}", justify="right")
     for row in trained:
         grid.add_row(row, *(interval(cells[row, category]) for category in tested))
-    print_grid(grid)
+    print_grid(grid, to)
     sets = Grid(title=f"The best set of every size, by the {name} of its worst category")
     for column in ("specialists", "validation (chosen by)", "test"):
         sets.add_column(column, justify="left" if column == "specialists" else "right")
     for each in found.best:
         sets.add_row(" + ".join(each.specialists), f"{each.validation:.3f}", interval(plain(each.test)))
-    print_grid(sets)
+    print_grid(sets, to)
     least = smallest(found.best)
     if least is None:
         say(f"no set of these specialists reaches {config.target:g} on every category (on validation)")
@@ -226,12 +230,12 @@ def _print_transfer(found: "Transfer", config: TransferConfig, *, as_json: bool)
         )
 
 
-def _print_probes(metrics: "Sequence[Row]", *, as_json: bool) -> None:
+def _print_probes(metrics: "Sequence[Row]", to: IO[str], *, as_json: bool) -> None:
     """The share accepted: a line per probe, a column per category."""
     from rich.table import Table as Grid
 
     if as_json:
-        print(json.dumps(metrics))  # noqa: T201
+        print(json.dumps(metrics), file=to)
         return
     cells = {(row["metric"].partition("/")[2], row["category"]): row for row in metrics}
     names, categories = (list(dict.fromkeys(cell[axis] for cell in cells)) for axis in (0, 1))
@@ -242,4 +246,4 @@ def _print_probes(metrics: "Sequence[Row]", *, as_json: bool) -> None:
     for name in [*names[1:], names[0]]:  # all together come last
         shown = [interval(cells[name, category]) for category in categories]
         grid.add_row(name or "all", *shown)
-    print_grid(grid)
+    print_grid(grid, to)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 
 from tjd import backbone
 from tjd.config import TrainJudgeConfig
@@ -63,20 +63,8 @@ def decoder_and_head(model: Any) -> tuple[Any, Any]:
 
 def add_adapter(base: Any, config: TrainJudgeConfig) -> Any:
     """Put LoRA adapters on every linear layer, of the top `lora_layers` only if that is set."""
-    linear = {
-        name.rpartition(".")[2] for name, m in base.get_decoder().named_modules() if isinstance(m, torch.nn.Linear)
-    }
-    n_layers = base.config.get_text_config().num_hidden_layers
-    adapted = list(range(first_adapted_layer(config, n_layers), n_layers))
-    lora = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=2 * config.lora_rank,
-        target_modules=sorted(linear),
-        layers_to_transform=adapted,
-        task_type="CAUSAL_LM",
-    )
     with backbone.without_peft_noise():
-        return get_peft_model(base, lora)
+        return get_peft_model(base, backbone.lora(base, config.lora_rank, config.lora_layers))
 
 
 @contextmanager

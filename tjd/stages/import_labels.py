@@ -17,7 +17,7 @@ OPTIONAL = ("query_id", "response_id", "constraint_id", "category", "model", "la
 TRUE, FALSE = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
 
 
-def import_labels(rows: Iterable[Row], columns: Mapping[str, str]) -> Iterator[Row]:
+def import_labels(rows: Iterable[Row], columns: Mapping[str, str], kept: Mapping[str, str]) -> Iterator[Row]:
     """Map each row.
 
     Args:
@@ -25,22 +25,29 @@ def import_labels(rows: Iterable[Row], columns: Mapping[str, str]) -> Iterator[R
         columns: Our name to theirs, for `REQUIRED` and any of `OPTIONAL`. A `context` (the dialogue so far) is put before
             the query. Without a `query_id` a digest of the query is taken, and likewise for the other keys.
 
+        kept: See `kept_of`.
+
     Raises:
-        DataError: A verdict is not a yes or a no, or two rows have the same keys.
+        DataError: A verdict is not a yes or a no, a constraint is null, or two rows have the same keys.
     """
     seen: set[tuple[str, str]] = set()
     for number, row in enumerate(rows, start=1):
-        found = {ours: row[theirs] for ours, theirs in columns.items()}
+        found: Row = {ours: _text(row[theirs]) for ours, theirs in columns.items()}
+        if found["constraint"] is None:
+            raise DataError(
+                f"row {number} has no constraint; leave it out with --where '{columns['constraint']}!=null'"
+            )
         context = found.pop("context", None)
-        query = str(found["query"] or "")
+        query = found["query"] or ""
         if context:
             query = f"{context}\n\n{query}"
-        found |= {"query": query, "instruction": query, "followed": _verdict(found["followed"], number), "kind": "soft"}
-        found["query_id"] = _text(found.get("query_id")) or tables.text_id(query)
+        found |= {"query": query, "instruction": query, "followed": _verdict(row[columns["followed"]], number)}
+        found["kind"] = "soft"
+        found["query_id"] = found.get("query_id") or tables.text_id(query)
         found["instruction_id"] = tables.text_id(found["query_id"], query)
-        model = _text(found.get("model")) or ""
-        found["response_id"] = _text(found.get("response_id")) or tables.text_id(query, str(found["response"]), model)
-        found["constraint_id"] = _text(found.get("constraint_id")) or tables.text_id(found["constraint"])
+        model = found.get("model") or ""
+        found["response_id"] = found.get("response_id") or tables.text_id(query, str(found["response"]), model)
+        found["constraint_id"] = found.get("constraint_id") or tables.text_id(found["constraint"])
         key = (found["response_id"], found["constraint_id"])
         if key in seen:
             raise DataError(
@@ -51,7 +58,7 @@ def import_labels(rows: Iterable[Row], columns: Mapping[str, str]) -> Iterator[R
         found["votes"] = [] if found["followed"] is None else [found["followed"]]
         found["agreement"] = None if found["followed"] is None else 1.0
         found["mode"] = "pointwise"
-        yield {**row, **found}
+        yield {name: row[theirs] for theirs, name in kept.items()} | found
 
 
 def columns_of(found: pa.Schema, given: Mapping[str, str | None]) -> dict[str, str]:
@@ -71,9 +78,18 @@ def columns_of(found: pa.Schema, given: Mapping[str, str | None]) -> dict[str, s
     return columns
 
 
-def schema(found: pa.Schema, columns: Mapping[str, str]) -> pa.Schema:
-    """The columns of the output: those of labels, then the foreign ones that were not mapped."""
-    return tables.output_schema("labels", like=found, drop=columns.values())
+def kept_of(found: pa.Schema, columns: Mapping[str, str]) -> dict[str, str]:
+    """Foreign columns that were not mapped to the names they keep: `source_NAME` where ours has another type."""
+    ours = {field.name: field.type for field in tables.LABELS}
+    unmapped = [field for field in found if field.name not in columns.values()]
+    return {
+        f.name: f.name if tables.castable(f.type, ours.get(f.name, f.type)) else f"source_{f.name}" for f in unmapped
+    }
+
+
+def schema(found: pa.Schema, kept: Mapping[str, str]) -> pa.Schema:
+    """The columns of the output: those of labels, then the foreign ones."""
+    return tables.output_schema("labels", like=pa.schema([found.field(f).with_name(name) for f, name in kept.items()]))
 
 
 def _verdict(value: object, number: int) -> bool | None:

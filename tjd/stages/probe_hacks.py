@@ -89,13 +89,6 @@ def probe_hacks(
     return Probed(scored, list(_metrics(scored, judge, config.seed)))
 
 
-def require_constraints(columns: Iterable[str], name: str) -> None:
-    """Raise DataError unless a table has constraints, as a list (instructions) or one a row (labels)."""
-    columns = set(columns)
-    if "constraints" not in columns and not {"constraint", "category"} <= columns:
-        raise DataError(f"{name} has neither a column 'constraints' nor both 'constraint' and 'category'; give labels")
-
-
 def require_few(metrics: Sequence[Row], max_false_accept: float) -> None:
     """The gate before RL: raise if some judge accepts more than this share of some probe."""
     worst = worst_probe(metrics)

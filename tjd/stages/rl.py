@@ -30,8 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
-from peft import LoraConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
@@ -282,7 +281,7 @@ def _trainer(
         args=_arguments(config, out, device, autocast=dtype == torch.bfloat16),
         train_dataset=prompts,
         processing_class=tokenizer,
-        peft_config=None if config.full else _lora(config, model),
+        peft_config=None if config.full else backbone.lora(model, config.lora_rank, config.lora_layers),
     )
     trainer.remove_callback(PrinterCallback)  # it prints to standard output
     return trainer
@@ -322,20 +321,6 @@ def _arguments(config: RlConfig, out: Path, device: str, *, autocast: bool) -> G
         report_to="none",
         disable_tqdm=True,
         seed=config.seed,
-    )
-
-
-def _lora(config: RlConfig, model: PreTrainedModel) -> LoraConfig:
-    """Adapters on every linear layer, of the top `lora_layers` only if that is set."""
-    decoder = model.get_decoder()
-    linear = {name.rpartition(".")[2] for name, part in decoder.named_modules() if isinstance(part, torch.nn.Linear)}
-    n_layers = model.config.get_text_config().num_hidden_layers
-    return LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=2 * config.lora_rank,
-        target_modules=sorted(linear),
-        layers_to_transform=list(range(n_layers))[-config.lora_layers :],  # -0 is all
-        task_type="CAUSAL_LM",
     )
 
 

@@ -23,10 +23,13 @@ Scorer = Callable[[Sequence[Mapping[str, Any]]], Sequence[Verdict]]
 
 
 def score(rows: Iterable[Row], scorer: Scorer) -> Iterator[Row]:
-    """Score each soft constraint of each row, in order."""
+    """Score each soft constraint of each row, in order; where a query, constraint or category is null, so is the verdict."""
     pairs = (_named(pair) for row in rows for pair in tables.one_per_constraint(row) if pair.get("kind") != "rule")
     while window := list(islice(pairs, WINDOW)):
-        for pair, verdict in zip(window, scorer(window), strict=True):
+        verdicts = iter(scorer([pair for pair in window if _missing(pair) is None]))
+        for pair in window:
+            missing = _missing(pair)
+            verdict = Verdict(None, error=f"no {missing}") if missing else next(verdicts)
             if "followed" in pair:
                 pair["teacher_followed"] = pair["followed"]
             yield pair | {
@@ -52,8 +55,15 @@ def schema(found: pa.Schema) -> pa.Schema:
 
 def _named(pair: Row) -> Row:
     """Give a foreign row the keys it lacks: digests of its texts."""
-    response_id = pair.get("response_id") or tables.text_id(pair["query"], str(pair["response"]))
+    response_id = pair.get("response_id") or tables.text_id(str(pair["query"]), str(pair["response"]))
     return pair | {
         "response_id": response_id,
-        "constraint_id": pair.get("constraint_id") or tables.text_id(pair["constraint"]),
+        "constraint_id": pair.get("constraint_id") or tables.text_id(str(pair["constraint"])),
     }
+
+
+def _missing(pair: Row) -> str | None:
+    """The first of a judge's inputs that is null, but for the response, of which judges tell themselves."""
+    if pair["query"] is None and not pair.get("instruction"):
+        return "query"
+    return next((name for name in ("constraint", "category") if pair[name] is None), None)

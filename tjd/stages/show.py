@@ -4,7 +4,7 @@ In: any table. Out: titled sections of rows of cells: provenance, columns, count
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 from tjd.tables import Row, Table
@@ -39,12 +39,13 @@ def summarise(rows: Iterable[Row], table: Table, *, n_rows: int) -> dict[str, An
         **tally.sections(),
     }
     for number, row in enumerate(first, start=1):
-        sections[f"row {number}"] = {"header": [], "rows": [[k, _short(v)] for k, v in row.items() if v is not None]}
+        lines = [[k, _short(v)] for k, v in row.items() if v is not None]
+        sections[f"row {number}"] = {"header": [], "rows": lines or [["all of it", "null"]]}
     return {"n_rows": total, "provenance": source, "sections": sections}
 
 
 class Tally:
-    """Counts over the rows of a table, whichever kind it is."""
+    """Counts over the rows of a table, whichever kind it is; a foreign column of another type is not counted."""
 
     def __init__(self, names: list[str]) -> None:
         self.names = names
@@ -56,14 +57,18 @@ class Tally:
     def add(self, row: Row) -> None:
         """Count a row."""
         for name in self.names:
-            self.counts[name][row[name]] += 1
-        for constraint in row.get("constraints") or ():
-            self.counts.setdefault("constraints", Counter())[constraint["category"] or constraint["checker"]] += 1
-        if "followed" in row:
+            if isinstance(row[name], Hashable):
+                self.counts[name][row[name]] += 1
+        constraints = row.get("constraints")
+        for constraint in constraints if isinstance(constraints, list) else ():
+            if isinstance(constraint, dict):
+                name = constraint.get("category") or constraint.get("checker")
+                self.counts.setdefault("constraints", Counter())[str(name)] += 1
+        if isinstance(row.get("followed", ()), bool | None):
             self.verdicts.setdefault(str(row.get("category") or row.get("checker")), Counter())[row["followed"]] += 1
         if row.get("error"):
-            self.errors[row["error"][:100]] += 1
-        if "advantage" in row:
+            self.errors[str(row["error"])[:100]] += 1
+        if row.get("step") is not None and row.keys() >= set(REWARD_PARTS):
             self.steps.setdefault(row["step"], []).append({part: row[part] for part in REWARD_PARTS})
 
     def sections(self) -> dict[str, Section]:

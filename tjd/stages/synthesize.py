@@ -37,7 +37,7 @@ def synthesize(
     """Turn each query into an instruction with soft constraints.
 
     Args:
-        rows: QUERIES. A column `category` fixes the first category of a row; a column `constraints` is kept.
+        rows: QUERIES. A column `category` fixes the first category of a row that has one; a column `constraints` is kept.
         prompt: Its variables are `VARIABLES`.
         again: Its variable is `reason`; asked once where a completion cannot be used.
         ask: The teacher.
@@ -137,7 +137,7 @@ def _assigned(
     """Give each row `per_query` categories: always those used least so far, ties broken by the seed."""
     chance, used = random.Random(config.seed), Counter[str]()
     for row in rows:
-        fixed = row.get("category")
+        fixed = str(row.get("category") or "").strip() or None
         if fixed is not None and fixed not in taxonomy:
             raise DataError(f"query {row['query_id']} has the unknown category '{fixed}'; known: {', '.join(taxonomy)}")
         rest = [name for name in chosen if name != fixed]

@@ -35,17 +35,19 @@ WAIT_S = 60.0  # for another process that is writing
 class Ledger:
     """What one model has answered before (on disk), and what it is asked now (`usage`)."""
 
-    def __init__(self, model: str, identity: str, folder: Path | None, usage: Usage) -> None:
+    def __init__(self, model: str, identity: str, folder: Path | None, usage: Usage, tag: str = "") -> None:
         """Nothing is opened yet.
 
         Args:
             model: Its public name.
-            identity: What tells it from other models; for local weights this includes their digest.
+            identity: What tells it from other models: for local weights their digest, for a remote model its server.
             folder: Of the cache; null keeps nothing.
             usage: Where to count.
+            tag: What tells it from itself at another time; the user knows.
         """
         self.usage = usage
-        self._model, self._identity, self._folder = model, identity, folder
+        self._model, self._folder = model, folder
+        self._identity = f"{identity}\x1f{tag}" if tag else identity
         self._connection: sqlite3.Connection | None = None
 
     def key(self, request: Request) -> bytes:

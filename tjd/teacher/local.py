@@ -52,7 +52,8 @@ class Local:
     @cached_property
     def _ledger(self) -> Ledger:
         dtype = backbone.choose_dtype("auto", backbone.choose_device())  # rounding can turn a token
-        return Ledger(self.name, f"hf:{self.name}@{self.digest}:{dtype}", self._folder, self.usage)
+        identity = f"hf:{self.name}@{self.digest}:{dtype}"
+        return Ledger(self.name, identity, self._folder, self.usage, self._config.cache_tag)
 
     def ask(self, requests: Iterable[Request], again: Again | None = None) -> Iterator[Completion]:
         """Ask batch by batch; see `Ask`.

@@ -55,9 +55,9 @@ class Remote:
         self.name = name
         self._config = config
         self._litellm = _litellm()
-        _require_reachable(self._litellm, name)
+        base = _api_base(_require_reachable(self._litellm, name))
         self.usage = Usage()
-        self._ledger = Ledger(name, name, folder, self.usage)
+        self._ledger = Ledger(name, f"{name}@{base}" if base else name, folder, self.usage, config.cache_tag)
         self._slots = asyncio.Semaphore(config.concurrency)
         self._in_flight: dict[bytes, asyncio.Task[Completion]] = {}
         self._failures = 0  # in a row
@@ -269,7 +269,14 @@ def _litellm() -> Any:
     return litellm
 
 
-def _require_reachable(litellm: Any, name: str) -> None:
+def _api_base(provider: str) -> str | None:
+    """The address that the environment gives a provider's servers, since two may serve different models of one name."""
+    names = (f"{provider.upper()}_BASE_URL", f"{provider.upper()}_API_BASE")
+    return next((os.environ[name].rstrip("/") for name in names if os.environ.get(name)), None)
+
+
+def _require_reachable(litellm: Any, name: str) -> str:
+    """The provider, if there is a key for it, or none is needed."""
     try:
         provider = litellm.get_llm_provider(name)[1]
     except Exception as exc:  # litellm's BadRequestError
@@ -282,3 +289,4 @@ def _require_reachable(litellm: Any, name: str) -> None:
     # other credentials (a cloud's own) can come from elsewhere; the first call will tell
     if missing and all(key.endswith("_API_KEY") for key in missing):
         raise BackendError(f"there is no API key for {name}; set {' or '.join(sorted(missing))}")
+    return provider
