@@ -42,6 +42,7 @@ def train_judge_command(
     from tjd import backbone, tables
     from tjd import taxonomy as categories
     from tjd.judge import ensemble
+    from tjd.splits import usable
     from tjd.stages import sweep as choice
     from tjd.stages import train_judge as stage
 
@@ -50,8 +51,13 @@ def train_judge_command(
     prompt = ensemble.load_prompt(config.prompt)
     table = tables.open_table(labels, "labels", need=stage.NEED)
     rows = list(rows_of(table, where, limit))
+    labelled = [row for row in rows if usable(row)]
     digest = tables.text_id(table.digest, *where, str(limit))
-    points = choice.combinations(config, grid, lambda each: stage.fingerprint(each, prompt, digest)) if grid else []
+
+    def fingerprint(config: TrainJudgeConfig) -> str:
+        return stage.fingerprint(config, prompt, digest, stage.specialists(labelled, known, config))
+
+    points = choice.combinations(config, grid, fingerprint) if grid else []
 
     def provenance(config: TrainJudgeConfig) -> "Row":
         settings = as_dict(config) | {"sweep": list(sweep.sweep), "where": where, "limit": limit}

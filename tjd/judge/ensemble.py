@@ -5,6 +5,7 @@ data and measured metrics), a folder of weights per specialist, `metrics.parquet
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from tjd.tables import text_id
 
 MANIFEST = "manifest.json"
 LIMITS = ("max_instruction_tokens", "max_response_tokens")
+RECORD = "specialist.json"  # in a specialist's folder, written last: without it, it was not finished
 QUERIES = "train_queries.txt"  # digests of the queries trained on, to tell when a test is no test
 
 
@@ -139,11 +141,18 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise DataError(f"{path} is damaged ({exc}); train the judges anew") from exc
 
 
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write what an ensemble says of itself, at once and whole: from then on it can be loaded."""
+    partial = folder / f".{MANIFEST}.partial"
+    partial.write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+    os.replace(partial, folder / MANIFEST)
+
+
 def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> Ensemble:
     """Load an ensemble for scoring.
 
     Raises:
-        DataError: The folder holds no ensemble, or weights are missing.
+        DataError: The folder holds no ensemble, or weights are missing or of another training.
         ConfigError: Its base model cannot be loaded, or its tokenizer gives other verdict tokens.
     """
     from peft import PeftModel
@@ -152,6 +161,9 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> En
     for specialist in manifest["specialists"]:
         if not (folder / specialist).is_dir():
             raise DataError(f"{folder} lacks the weights of the specialist '{specialist}'; train the judges anew")
+        trained_as = manifest.get("fingerprints", {}).get(specialist)  # null in manifests of before there were any
+        if trained_as and trained_as != fingerprint_of(folder / specialist):
+            raise DataError(f"the judges in {folder} are half trained ('{specialist}'); run tjd train-judge again")
     prompt = Prompt(manifest["prompt"]["name"], manifest["prompt"]["text"])
     read_as = TrainJudgeConfig(**{name: manifest[name] for name in ("head", *LIMITS)})
     encoder = make_encoder(manifest["base"], prompt, read_as)
@@ -183,6 +195,14 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> En
                 model = PeftModel.from_pretrained(base, str(folder / name))
                 specialists.append(merged(model, name, first_layer, verdicts))
     return Ensemble(specialists, encoder, seats)
+
+
+def fingerprint_of(specialist: Path) -> str | None:
+    """What a finished specialist's weights depend on; null if it was not finished."""
+    try:
+        return json.loads((specialist / RECORD).read_text())["fingerprint"]
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _seat(saved: Mapping[str, Any]) -> Seat:

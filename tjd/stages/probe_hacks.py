@@ -16,7 +16,7 @@ from tjd.errors import DataError, TrainingError
 from tjd.judge import hacks
 from tjd.metrics import Estimate, estimate, plain, resample_weights
 from tjd.rewards import Verdict
-from tjd.splits import split_of
+from tjd.splits import soft, split_of
 from tjd.tables import Row
 
 NEED = ("query",)
@@ -71,8 +71,8 @@ def probe_hacks(
         DataError: No soft constraint of the split has a category that the judges cover.
     """
     covered = set(categories)
-    soft = [pair for row in rows for pair in _soft(row) if pair["category"] in covered]
-    of_split = [row for row in soft if config.split == "all" or split_of(row, split_seed) == config.split]
+    pairs = [pair for row in rows for pair in _soft(row) if pair["category"] in covered]
+    of_split = [row for row in pairs if config.split == "all" or split_of(row, split_seed) == config.split]
     if not of_split:
         raise DataError(
             f"no soft constraint of the split '{config.split}' has a category that the judges cover; see --split"
@@ -121,7 +121,7 @@ def worst_probe(metrics: Sequence[Row], category: str | None = None) -> Row | No
 def _soft(row: Row) -> Iterable[Row]:
     """The soft constraints of a row of either kind of table, with the keys that foreign tables lack."""
     for pair in tables.one_per_constraint(row):
-        if pair.get("kind") != "rule" and pair.get("constraint") and row["query"] is not None:
+        if soft(pair) and pair.get("constraint") and row["query"] is not None:
             yield pair | {"query_id": row.get("query_id") or tables.text_id(row["query"])}
 
 

@@ -32,7 +32,7 @@ from tjd.judge.score import Specialist
 from tjd.judge.train import Example, add_adapter, class_weights, first_adapted_layer, fit, merged, own_copy
 from tjd.metrics import METRICS, estimate, judge_metrics, resample_weights
 from tjd.prompts import Prompt
-from tjd.splits import SPLITS, split_of
+from tjd.splits import split, usable
 from tjd.tables import Row, text_id
 
 log = logging.getLogger(__name__)
@@ -56,9 +56,8 @@ HISTORY = pa.schema(
 
 CALIBRATION = ("target_precision", "abstain")  # chosen after training: other values keep the weights
 
-RECORD = "specialist.json"  # written last: a specialist without it was not finished
-
 OnStep = Callable[[str, Mapping[str, Any]], None]
+Plan = Mapping[str, Sequence[str]]  # specialist -> the categories it judges
 Trained = tuple[Specialist | Classifier, list[Row]]  # and its history
 
 
@@ -96,18 +95,17 @@ def train_judge(
         The manifest.
 
     Raises:
-        DataError: A category has rows of one class only, or none.
+        DataError: A category has rows of one class only, or none; or a query is on two sides of the split.
         ConfigError: An unknown category, a base that cannot have this head, or one whose verdicts are not single tokens.
         TrainingError: The loss is not finite.
     """
-    usable = [row for row in rows if row["followed"] is not None and row["response"] is not None and row["category"]]
-    plan = specialists(usable, categories, config)
-    by_split = {name: [row for row in usable if split_of(row, config.seed) == name] for name in SPLITS}
+    labelled = [row for row in rows if usable(row)]
+    plan = specialists(labelled, categories, config)
+    by_split = split(labelled, config.seed)
     for category in sorted({c for members in plan.values() for c in members}):
         _require_both_classes(category, by_split)
     if config.balance == "rows":
-        for part in ("train", "validation"):
-            by_split[part] = balanced(by_split[part], config.seed)
+        by_split["train"] = balanced(by_split["train"], config.seed)
     judged = [row for row in by_split["train"] if any(row["category"] in members for members in plan.values())]
     probes = hacks.negatives(judged, hacks.load(), config.harden, seed=config.seed)
     swapped = swaps.negatives(judged, config.swap, seed=config.seed)
@@ -116,8 +114,11 @@ def train_judge(
     encoder = ensemble.make_encoder(config.base, prompt, config)
     verdicts = None if isinstance(encoder, Pairs) else verdict_ids(encoder.tokenizer)
     out.mkdir(parents=True, exist_ok=True)
-    current = fingerprint(config, prompt, data_digest)
-    todo = {name: members for name, members in plan.items() if not _is_current(out / name / RECORD, current)}
+    current = {name: fingerprint(config, prompt, data_digest, plan, name) for name in plan}
+    todo = {name: plan[name] for name in plan if ensemble.fingerprint_of(out / name) != current[name]}
+    if todo:
+        (out / ensemble.MANIFEST).unlink(missing_ok=True)  # it must not describe the weights to come
+        todo = plan if config.head == "probe" else todo
     parts = {
         name: Parts(*(_examples(encoder, by_split[key], members) for key in ("train", "validation")))
         for name, members in todo.items()
@@ -126,13 +127,13 @@ def train_judge(
     for specialist, history in train(parts, encoder, config, out, on_step) if todo else ():
         examples = parts[specialist.name].validation
         record = {
-            "fingerprint": current,
+            "fingerprint": current[specialist.name],
             "first_layer": specialist.first_layer,
             "history": history,
             "validation": _validation(specialist, examples),
         }
-        (out / specialist.name / RECORD).write_text(json.dumps(record, indent=1))
-    records = {name: json.loads((out / name / RECORD).read_text()) for name in plan}
+        (out / specialist.name / ensemble.RECORD).write_text(json.dumps(record, indent=1))
+    records = {name: json.loads((out / name / ensemble.RECORD).read_text()) for name in plan}
     seats = {
         category: _seat(name, category, records[name]["validation"], config)
         for name, members in plan.items() for category in members
@@ -147,6 +148,7 @@ def train_judge(
         "layout": config.layout,
         "head": config.head,
         "full": config.full,
+        "fingerprints": current,
         "first_layers": {name: record["first_layer"] for name, record in records.items()},
         "specialists": list(plan),
         "categories": seats,
@@ -156,7 +158,7 @@ def train_judge(
         "max_response_tokens": config.max_response_tokens,
         "data": {
             "sha256": data_digest,
-            "n_invalid": len(rows) - len(usable),
+            "n_invalid": len(rows) - len(labelled),
             "n": {key: len(part) for key, part in by_split.items()},
             "n_probes": len(probes),  # among those of train
             "n_swapped": len(swapped),  # and these
@@ -164,14 +166,18 @@ def train_judge(
         "sweep": sweep,
         "config": as_dict(config),
     }
-    (out / ensemble.MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+    ensemble.write_manifest(out, manifest)
     return manifest | {"history": [row for record in records.values() for row in record["history"]]}
 
 
-def fingerprint(config: TrainJudgeConfig, prompt: Prompt, data_digest: str) -> str:
-    """A digest of all that trained weights depend on."""
+def fingerprint(
+    config: TrainJudgeConfig, prompt: Prompt, data_digest: str, plan: Plan, specialist: str | None = None
+) -> str:
+    """A digest of all that the weights of one specialist, or of all, depend on."""
     trained = {name: value for name, value in as_dict(config).items() if name not in CALIBRATION}
-    return text_id(__version__, json.dumps(trained, sort_keys=True), data_digest, prompt.digest)
+    together = specialist is None or config.head == "probe"  # the layer and strength of probes are chosen for all
+    of = [specialist, plan if together else plan[specialist], backbone.digest(config.base)]
+    return text_id(__version__, json.dumps([trained, of], sort_keys=True), data_digest, prompt.digest)
 
 
 def balanced(rows: Sequence[Row], seed: int) -> list[Row]:
@@ -305,6 +311,7 @@ def _train_verdicts(
             base = backbone.load_model(config.base, dtype="float32" if config.full else config.dtype)
         first_layer = first_adapted_layer(config, base.config.get_text_config().num_hidden_layers)
         with nullcontext() if config.full else own_copy(base, first_layer):
+            _seed(config, name)
             model = base if config.full else add_adapter(base, config)
             report = partial(on_step, name)
             history = fit(model, part.train, part.validation, verdicts, config, report)
@@ -318,7 +325,7 @@ def _train_encoders(
 ) -> Iterator[Trained]:
     """Train a classifier per part, and save it."""
     for name, part in parts.items():
-        torch.manual_seed(config.seed)  # its head is drawn at random
+        _seed(config, name)
         classifier = Classifier(name, backbone.load_classifier(config.base, dtype="float32"), encoder)
         history = classify.fit(classifier, part.train, part.validation, config, partial(on_step, name))
         with _new_folder(out / name) as folder:
@@ -355,6 +362,11 @@ def _train_probes(
         with _new_folder(out / name) as folder:
             found.save(folder)
         yield probe.load(out / name, name, decoder, found.layer), [{"specialist": name, **row} for row in tried]
+
+
+def _seed(config: TrainJudgeConfig, specialist: str) -> None:
+    """Draw what a specialist starts from as if it were trained alone, so that a resumed run trains the same."""
+    torch.manual_seed(int(text_id(str(config.seed), specialist), 16))
 
 
 @contextmanager
@@ -433,13 +445,6 @@ def _require_both_classes(category: str, by_split: Mapping[str, Sequence[Row]]) 
             else f"no training row of '{category}'"
         )
         raise DataError(f"{told}; sample more responses (tjd sample --condition) or leave it out with --category")
-
-
-def _is_current(done: Path, fingerprint: str) -> bool:
-    try:
-        return json.loads(done.read_text())["fingerprint"] == fingerprint
-    except (OSError, ValueError, KeyError):
-        return False
 
 
 def _plain(value: Any) -> list[float | None]:

@@ -16,7 +16,7 @@ from tjd.config import TransferConfig
 from tjd.errors import DataError
 from tjd.metrics import Estimate, best_threshold, estimate, judge_metrics, plain, resample_weights
 from tjd.rewards import Verdict
-from tjd.splits import split_of
+from tjd.splits import split_of, usable
 from tjd.tables import Row
 
 SHOWN = ("auroc", "balanced_accuracy")
@@ -58,7 +58,7 @@ def categories_to_test(rows: Iterable[Row], seed: int, splits: Sequence[str] = M
     """The categories with both verdicts in each of the splits, in alphabetical order."""
     found: dict[str, set[tuple[str, bool]]] = {}
     for row in rows:
-        if _usable(row) and split_of(row, seed) in splits:
+        if usable(row) and split_of(row, seed) in splits:
             found.setdefault(row["category"], set()).add((split_of(row, seed), row["followed"]))
     return sorted(category for category, cells in found.items() if len(cells) == 2 * len(splits))
 
@@ -77,8 +77,8 @@ def transfer(
     Raises:
         DataError: No category has both verdicts in the validation and in the test split.
     """
-    usable = [row for row in rows if _usable(row)]
-    found = categories_to_test(usable, split_seed)
+    labelled = [row for row in rows if usable(row)]
+    found = categories_to_test(labelled, split_seed)
     categories = [
         *(name for name in specialists if name in found),
         *(name for name in found if name not in specialists),
@@ -86,7 +86,7 @@ def transfer(
     if not categories:
         raise DataError("no category has rows of both verdicts in the validation and in the test split; label more")
     parts = {
-        part: [row for row in usable if row["category"] in categories and split_of(row, split_seed) == part]
+        part: [row for row in labelled if row["category"] in categories and split_of(row, split_seed) == part]
         for part in MEASURED
     }
     weights_RN = resample_weights([row["query_id"] for row in parts["test"]], seed=split_seed)
@@ -161,7 +161,3 @@ def _rows(trained: str, tested: str, cell: Cell) -> Iterable[Row]:
             "prevalence": cell.prevalence,
             "threshold": cell.threshold,
         }
-
-
-def _usable(row: Row) -> bool:
-    return row["followed"] is not None and row["response"] is not None and row["category"] is not None

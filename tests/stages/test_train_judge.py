@@ -1,0 +1,127 @@
+"""What a run trains, keeps and leaves behind when it is resumed, stopped or damaged."""
+
+import json
+import random
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tjd import prompts
+from tjd.config import TrainJudgeConfig
+from tjd.errors import DataError
+from tjd.judge import ensemble
+from tjd.judge.prompt import VARIABLES
+from tjd.stages import sweep
+from tjd.stages.train_judge import train_judge
+from tjd.taxonomy import load as load_taxonomy
+
+PROMPT = prompts.load("judge.v1", VARIABLES)
+CATEGORIES = ("style", "structure", "semantic")
+
+
+def rows(n=120, **changes):
+    """Followed if and only if the response has an `a`."""
+    rng = random.Random(0)
+    return [
+        {"query_id": f"q{i}", "response_id": f"r{i}", "constraint_id": "c", "query": "q", "constraint": "?", "kind": "soft",
+         "split": "validation" if i // 3 % 3 == 0 else "train", "category": CATEGORIES[i % 3], "followed": i % 2 == 0,
+         "response": ("a" if i % 2 == 0 else "b") + rng.choice("cdefgh") * rng.randrange(4, 12)} | changes
+        for i in range(n)
+    ]  # fmt: skip
+
+
+def settings(base, **changes):
+    return TrainJudgeConfig(**{"base": str(base), "head": "probe", "dtype": "float32", **changes})
+
+
+def train(config, out, table=None, **options):
+    """Train, and tell which specialists were written."""
+    known = options.pop("categories", load_taxonomy())
+    before = {path: path.stat().st_mtime_ns for path in out.glob(f"*/{ensemble.RECORD}")}
+    manifest = train_judge(table or rows(), known, PROMPT, config, out, data_digest="x", **options)
+    after = {path: path.stat().st_mtime_ns for path in out.glob(f"*/{ensemble.RECORD}")}
+    return manifest, {path.parent.name for path in after if after[path] != before.get(path)}
+
+
+def weights(folder):
+    return {path.parent.name: load_file(path) for path in folder.glob("*/*.safetensors")}
+
+
+def test_a_specialist_of_other_categories_is_another(tiny_model_dir, tmp_path):
+    config = settings(tiny_model_dir, layout="1-for-all", head="verdict", epochs=1)
+    known = load_taxonomy()
+    fewer = {name: known[name] for name in ("style", "structure")}
+    few = [row for row in rows() if row["category"] in fewer]
+    assert train(config, tmp_path, few, categories=fewer)[1] == {"all"}
+    assert train(config, tmp_path, few, categories=fewer)[1] == set()
+    assert train(config, tmp_path)[1] == {"all"}
+
+
+def test_a_base_folder_with_other_weights_is_another(tiny_model_dir, tmp_path):
+    from tests.conftest import build_model
+
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model_dir, base)
+    assert train(settings(base), tmp_path / "judges")[1] == set(CATEGORIES)
+    assert train(settings(base), tmp_path / "judges")[1] == set()
+    build_model(base, seed=1)
+    assert train(settings(base), tmp_path / "judges")[1] == set(CATEGORIES)
+
+
+def test_a_retraining_that_is_stopped_leaves_nothing_to_load(tiny_model_dir, tmp_path):
+    config = settings(tiny_model_dir, head="verdict", epochs=1)
+    train(config, tmp_path)
+    before = (tmp_path / ensemble.MANIFEST).read_text()
+
+    def stop(specialist, metrics):
+        if specialist == "structure":
+            raise KeyboardInterrupt
+
+    other = settings(tiny_model_dir, head="verdict", epochs=1, seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(other, tmp_path, on_step=stop)
+    with pytest.raises(DataError, match="holds no judges"):
+        ensemble.load(tmp_path)
+    (tmp_path / ensemble.MANIFEST).write_text(before)  # as an older version would have left it
+    with pytest.raises(DataError, match=r"half trained \('.*'\); run tjd train-judge again"):
+        ensemble.load(tmp_path)
+    assert train(other, tmp_path)[1] == {"structure", "semantic"}
+    ensemble.load(tmp_path)
+
+
+def test_a_sweep_leaves_no_manifest_over_the_weights_it_copies(tiny_model_dir, tmp_path):
+    out, config = tmp_path / "judges", settings(tiny_model_dir)
+    train(config, out)
+    points = sweep.combinations(config, {"harden": ["0.5"]}, lambda each: "x")
+    sweep.sweep(points, out, lambda each, folder: train(each, folder)[0], lambda rows: None)
+    with pytest.raises(DataError, match="holds no judges"):
+        ensemble.load(out)
+
+
+@pytest.mark.parametrize("changes", [{"head": "verdict", "epochs": 1, "lora_layers": 1}, {}], ids=["lora", "probe"])
+def test_a_resumed_run_trains_what_an_uninterrupted_one_does(tiny_model_dir, tmp_path, changes):
+    config = settings(tiny_model_dir, **changes)
+    train(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts" / "structure")
+    torch.manual_seed(7)  # as another process may start
+    trained = train(config, tmp_path / "parts")[1]
+    assert trained == ({"structure"} if changes else set(CATEGORIES))  # the layer of probes is chosen for all together
+    torch.testing.assert_close(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+
+
+def test_rows_are_evened_out_in_training_alone(tiny_model_dir, tmp_path):
+    table = [row | {"followed": row["query_id"] not in ("q1", "q4", "q16")} for row in rows()]
+    table = [row | {"category": "style"} for row in table]
+    plain, even = (train(settings(tiny_model_dir, balance=how), tmp_path / how, table)[0] for how in ("weights", "rows"))
+    assert even["data"]["n"]["train"] == 4 < plain["data"]["n"]["train"]
+    assert even["data"]["n"]["validation"] == plain["data"]["n"]["validation"] == 42
+    assert even["categories"]["style"]["prevalence"] == plain["categories"]["style"]["prevalence"]
+
+
+def test_a_query_on_two_sides_is_named(tiny_model_dir, tmp_path):
+    table = [*rows(), rows()[0] | {"response_id": "other", "split": "train"}]
+    with pytest.raises(DataError, match="the query q0 is in validation and in train; give all its rows one value"):
+        train(settings(tiny_model_dir), tmp_path, table)
