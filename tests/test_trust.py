@@ -136,6 +136,18 @@ def test_several_judges_and_teachers_are_compared_on_the_same_rows(tmp_path, tin
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_untrained_model_is_asked_as_the_judges_were(labels, tiny_model_dir, tmp_path):
+    prompt = tmp_path / "mine.md"
+    prompt.write_text("$instruction\n---\n$response\n---\n$constraint\nYes or No?\n")
+    train = ("train-judge", labels, "-b", tiny_model_dir, "--head", "probe", "--prompt", prompt, "--dtype", "float32")
+    assert tjd(*train, "-o", tmp_path / "judges").exit_code == 0
+    prompt.unlink()
+    compared = ("eval-judge", labels, "-j", tmp_path / "judges", "-t", f"hf:{tiny_model_dir}", "--json", "--dtype")
+    exact, rough = (json.loads(tjd(*compared, dtype).stdout) for dtype in ("float32", "bfloat16"))
+    errors = [of(rows, f"zero-shot {tiny_model_dir.name}", "all", "ece")["value"] for rows in (exact, rough)]
+    assert errors[0] != errors[1]
+
+
 def recording(path, completions):
     """A recording of what is asked about `labels` in mode batch, whatever is asked."""
     from tjd.teacher import recorded

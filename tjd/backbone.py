@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tjd.errors import ConfigError
+from tjd.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -239,6 +239,5 @@ def _hub_errors(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as exc:
-        first = str(exc).strip().splitlines()[0][:160] if str(exc).strip() else type(exc).__name__
-        told = f"the model {name} cannot be loaded ({first}); give a folder, a hub name, or '{EMBEDDED}'"
+        told = f"the model {name} cannot be loaded ({first_line(exc)}); give a folder, a hub name, or '{EMBEDDED}'"
         raise ConfigError(told) from exc

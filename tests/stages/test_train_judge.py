@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.test_cli import DEMO, fails
 from tjd import prompts
 from tjd.config import TrainJudgeConfig
 from tjd.errors import DataError
@@ -110,6 +111,39 @@ def test_a_resumed_run_trains_what_an_uninterrupted_one_does(tiny_model_dir, tmp
     trained = train(config, tmp_path / "parts")[1]
     assert trained == ({"structure"} if changes else set(CATEGORIES))  # the layer of probes is chosen for all together
     torch.testing.assert_close(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("head", ["verdict", "probe"])
+def test_damaged_judges_are_one_line(tiny_model_dir, tmp_path, head):
+    train(settings(tiny_model_dir, head=head, epochs=1), tmp_path)
+    record = (tmp_path / "style" / ensemble.RECORD).read_text()
+    [file] = (tmp_path / "style").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"the weights in .*style cannot be loaded \("):
+        ensemble.load(tmp_path)
+    shutil.rmtree(tmp_path / "style")
+    (tmp_path / "style").mkdir()
+    (tmp_path / "style" / ensemble.RECORD).write_text(record)
+    with pytest.raises(DataError, match="lacks the weights of the specialist 'style'"):
+        ensemble.load(tmp_path)
+    (tmp_path / ensemble.MANIFEST).write_text("{}")
+    with pytest.raises(DataError, match="manifest.json lacks 'base'; train the judges anew"):
+        ensemble.load(tmp_path)
+
+
+def test_settings_of_another_version_are_named(tiny_model_dir, tmp_path):
+    manifest = train(settings(tiny_model_dir), tmp_path)[0]
+    assert ensemble.settings_of(manifest).head == "probe"
+    manifest["config"]["wings"] = 2
+    with pytest.raises(DataError, match="with a setting 'wings' that"):
+        ensemble.settings_of(manifest)
+
+
+def test_judges_need_a_folder(tmp_path):
+    (tmp_path / "out").write_text("")
+    labels = DEMO / "pool.parquet"  # not looked at
+    for command in (("train-judge", labels, "-o"), ("transfer", labels, "-j")):
+        assert fails(2, *command, tmp_path / "out").endswith("out is a file; name a folder for the judges")
 
 
 def test_rows_are_evened_out_in_training_alone(tiny_model_dir, tmp_path):

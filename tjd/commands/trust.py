@@ -21,7 +21,7 @@ from tjd.commands.common import (
     warn_of_leaks,
     with_bar,
 )
-from tjd.commands.judges import training_bars
+from tjd.commands.judges import require_folder, training_bars
 from tjd.commands.terminal import interval, print_grid, progress, say
 from tjd.config import ProbeHacksConfig, TrainJudgeConfig, TransferConfig, as_dict
 from tjd.errors import ConfigError, DataError
@@ -123,6 +123,7 @@ def transfer_command(
 
     if figure:
         require_figure("transfer", figure)
+    require_folder(judges)
     table = tables.open_table(labels, "labels", need=train_judge.NEED)
     wanted = training.category
     rows = [row for row in rows_of(table, where, limit) if not wanted or row["category"] in wanted]
