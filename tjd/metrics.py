@@ -127,10 +127,9 @@ def best_threshold(followed_N: np.ndarray, scores_N: np.ndarray) -> float:
         return 0.5
     scores = np.unique(scores_N)
     cuts = np.concatenate([[scores[0]], (scores[1:] + scores[:-1]) / 2, [min(1.0, scores[-1] + 1e-6)]])
-    said_CN = scores_N[None, :] >= cuts[:, None]
-    recall_C = said_CN[:, followed_N].mean(axis=1)
-    specificity_C = (~said_CN[:, ~followed_N]).mean(axis=1)
-    balanced_C = recall_C + specificity_C
+    pos, neg = np.sort(scores_N[followed_N]), np.sort(scores_N[~followed_N])
+    n_refused_C = np.searchsorted(pos, cuts), np.searchsorted(neg, cuts)  # followed ones, and the others
+    balanced_C = (len(pos) - n_refused_C[0]) / len(pos) + n_refused_C[1] / len(neg)  # recall + specificity
     best = np.flatnonzero(balanced_C >= balanced_C.max() - 1e-12)
     return float(cuts[best[len(best) // 2]])
 
