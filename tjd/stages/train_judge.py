@@ -401,7 +401,7 @@ def _seat(specialist: str, category: str, validation: Sequence[Row], config: Tra
     raw_N = np.array([row["score"] for row in rows], dtype=float)
     chosen = calibrate(truth_N, raw_N, target_precision=config.target_precision, abstain=config.abstain)
     if config.target_precision and chosen.target_recall is None:
-        told = "no threshold for '%s' surely reaches a precision of %g on %d validation rows; it gets the balanced one"
+        told = "no threshold for '%s' is shown to reach a precision of %g by %d validation rows; it gets the balanced one"
         log.warning(told, category, config.target_precision, len(truth_N))
     measured: dict[str, Any] = {}
     raw_error = None
