@@ -41,7 +41,7 @@ def judges(labels, tiny_model_dir, tmp_path_factory) -> Path:
     """A specialist for style and one for semantic, with a band in which they abstain."""
     out = tmp_path_factory.mktemp("judges") / "two"
     train = ("train-judge", labels, "-b", tiny_model_dir, "--full", "--learning-rate", 3e-3, "--epochs", 12,
-             "--patience", 12, "-c", "style", "-c", "semantic", "--target-precision", 0.8, "--abstain", 0.2)  # fmt: skip
+             "--patience", 12, "-c", "style", "-c", "semantic", "--target-precision", 0.7, "--abstain", 0.2)  # fmt: skip
     assert tjd(*train, "-o", out).exit_code == 0
     return out
 
@@ -59,7 +59,7 @@ def test_the_manifest_and_the_card_hold_the_calibration(judges):
     assert seat["validation"]["ece"][0] < 0.5
     assert 0.8 <= seat["validation"]["coverage"][0] < 1
     card = (judges / "card.md").read_text()
-    assert "recall kept by the target precision of 0.8: style 1.00" in card
+    assert "recall kept by the target precision of 0.7: style 1.00" in card
     assert "no verdict for scores within: style 0." in card
 
 
@@ -236,8 +236,9 @@ def test_hack_probes_are_scored_and_the_gate_holds(gullible, labels, tmp_path):
         of_probe = [probe for probe in of_category if name in ("", probe["probe"])]
         assert row["n"] == len(of_probe) > 0
         assert row["value"] == pytest.approx(sum(bool(probe["followed"]) for probe in of_probe) / len(of_probe))
-        assert row["low"] <= row["value"] <= row["high"]
-        assert row["high"] > 0  # four queries prove nothing
+        if row["low"] is not None:  # more than one query
+            assert row["low"] <= row["value"] <= row["high"]
+            assert row["high"] > 0  # four queries prove nothing
     assert tjd(*command).exit_code == 0
 
 

@@ -1,6 +1,5 @@
 """What is compared, what is left out, and how sure the figures are."""
 
-import numpy as np
 import pytest
 
 from tjd.config import EvalJudgeConfig
@@ -41,3 +40,15 @@ def test_what_has_no_verdict_counts_in_its_category():
     rows = [*table(), *table(6, followed=None), *table(1, response=None)]
     found = measured(rows)
     assert [found["judge 0", category, "auroc"]["n_invalid"] for category in ("all", "style", "semantic")] == [7, 4, 3]
+
+
+def test_a_share_of_one_is_not_certain_and_a_single_query_says_nothing_of_others():
+    for n in (4, 40):
+        precision = measured(table(n))["judge 0", "all", "precision"]
+        assert (precision["value"], precision["high"]) == (1.0, 1.0)
+        assert precision["low"] == pytest.approx(0.025 ** (2 / n))  # half of the queries have an accepted row
+    wrong = measured(table(), lambda rows: [Verdict(False, 0.1, 0.5) for _ in rows])
+    assert wrong["judge 0", "all", "recall"]["high"] == pytest.approx(1 - 0.025 ** (1 / 20))
+    one = measured(table(query_id="q"), knows, lambda rows: [Verdict(True, 0.6, 0.5) for _ in rows])
+    assert {(row["low"], row["high"]) for row in one.values()} == {(None, None)}
+    assert one["judge 0 - judge 1", "all", "precision"]["value"] == 0.5

@@ -14,7 +14,16 @@ import numpy as np
 
 from tjd.config import EvalJudgeConfig, Mode
 from tjd.errors import DataError
-from tjd.metrics import estimate, judge_metrics, plain, reliability, resample_weights, thresholds_by_category
+from tjd.metrics import (
+    contributing,
+    estimate,
+    judge_estimates,
+    judge_metrics,
+    plain,
+    reliability,
+    resample_weights,
+    thresholds_by_category,
+)
 from tjd.prompts import Prompt
 from tjd.rewards import Verdict
 from tjd.splits import soft, split_of, usable
@@ -167,7 +176,8 @@ def _compare(
 ) -> Evaluation:
     """The metrics of each judge on rows that all of them scored, and the paired differences from the first."""
     truth_N = np.array([row["followed"] for row in rows], dtype=bool)
-    weights_RN = resample_weights([row["query_id"] for row in rows], seed=config.seed)
+    query_ids = [row["query_id"] for row in rows]
+    weights_RN = resample_weights(query_ids, seed=config.seed)
     shared = {
         "category": category,
         "n": len(rows),
@@ -176,19 +186,22 @@ def _compare(
     }
     out = Evaluation([], [])
     values: dict[str, dict[str, np.ndarray]] = {}
+    n_queries: dict[str, dict[str, int]] = {}
     for name, (scores_N, cut_N, decided_N) in scored.items():
         values[name] = judge_metrics(truth_N, scores_N, cut_N, weights_RN, decided_N)
+        n_queries[name] = contributing(truth_N, scores_N, cut_N, query_ids, decided_N)
         threshold = float(cut_N[0]) if len(set(cut_N.tolist())) == 1 else None
         out.metrics.extend(
-            {"judge": name, "metric": metric, "threshold": threshold, **plain(estimate(values_R)), **shared}
-            for metric, values_R in values[name].items()
+            {"judge": name, "metric": metric, "threshold": threshold, **plain(found), **shared}
+            for metric, found in judge_estimates(values[name], n_queries[name]).items()
         )
         bins = reliability(truth_N, scores_N, weights_RN)
         out.reliability.extend({"judge": name, "category": category, **row} for row in bins)
     first, *others = scored
     for other in others:
         for metric, values_R in values[first].items():
-            difference = estimate(values_R - values[other][metric])
+            n_least = min(n_queries[name][metric] for name in (first, other))
+            difference = estimate(values_R - values[other][metric], n_least)
             out.metrics.append(
                 {"judge": f"{first} - {other}", "metric": metric, "threshold": None, **plain(difference), **shared}
             )

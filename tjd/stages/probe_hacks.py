@@ -14,7 +14,7 @@ from tjd import tables
 from tjd.config import ProbeHacksConfig
 from tjd.errors import DataError, TrainingError
 from tjd.judge import hacks
-from tjd.metrics import Estimate, estimate, plain, resample_weights
+from tjd.metrics import Estimate, plain, resample_weights, share
 from tjd.rewards import Verdict
 from tjd.splits import soft, split_of
 from tjd.tables import Row
@@ -132,13 +132,13 @@ def _metrics(scored: Sequence[Row], judge: str, seed: int) -> Iterable[Row]:
         for name in [None, *names]:
             rows = [row for row in scored if category in ("all", row["category"]) and name in (None, row["probe"])]
             valid = [row for row in rows if row["score"] is not None]
-            share = _share([bool(row["followed"]) for row in valid], [row["query_id"] for row in valid], seed)
+            accepted = _share([bool(row["followed"]) for row in valid], [row["query_id"] for row in valid], seed)
             thresholds = {row["threshold"] for row in valid}
             yield {
                 "judge": judge,
                 "category": category,
                 "metric": METRIC if name is None else f"{METRIC}/{name}",
-                **plain(share),
+                **plain(accepted),
                 "n": len(valid),
                 "n_invalid": len(rows) - len(valid),
                 "prevalence": 0.0,
@@ -147,12 +147,9 @@ def _metrics(scored: Sequence[Row], judge: str, seed: int) -> Iterable[Row]:
 
 
 def _share(accepted: Sequence[bool], query_ids: Sequence[str], seed: int) -> Estimate:
-    """The share accepted; where all rows agree, resampling knows no doubt, and the exact bound of n queries stands in."""
+    """The share accepted."""
     if not accepted:
         return Estimate(float("nan"), float("nan"), float("nan"))
     weights_RN = resample_weights(query_ids, seed=seed)
-    share = estimate(weights_RN @ np.array(accepted, dtype=np.float32) / weights_RN.sum(axis=1))
-    unseen = 1 - 0.025 ** (1 / len(set(query_ids)))  # Clopper and Pearson's bound at 0 or n of n
-    if not any(accepted):
-        return Estimate(0.0, 0.0, unseen)
-    return Estimate(1.0, 1 - unseen, 1.0) if all(accepted) else share
+    accepted_R = weights_RN @ np.array(accepted, dtype=np.float32) / weights_RN.sum(axis=1)
+    return share(accepted_R, len(set(query_ids)))

@@ -30,7 +30,7 @@ from tjd.judge.encoder import Classifier, Pairs
 from tjd.judge.prompt import Encoder, verdict_ids
 from tjd.judge.score import Specialist
 from tjd.judge.train import Example, add_adapter, class_weights, first_adapted_layer, fit, merged, own_copy
-from tjd.metrics import METRICS, estimate, judge_metrics, resample_weights
+from tjd.metrics import METRICS, contributing, judge_estimates, judge_metrics, resample_weights
 from tjd.prompts import Prompt
 from tjd.splits import split, usable
 from tjd.tables import Row, text_id
@@ -406,11 +406,14 @@ def _seat(specialist: str, category: str, validation: Sequence[Row], config: Tra
     measured: dict[str, Any] = {}
     raw_error = None
     if len(np.unique(truth_N)) == 2:
-        weights_RN = resample_weights([row["query_id"] for row in rows], seed=config.seed)
+        query_ids = [row["query_id"] for row in rows]
+        weights_RN = resample_weights(query_ids, seed=config.seed)
         scores_N = tempered(raw_N, chosen.temperature)
         low, high = chosen.band or (1.0, 1.0)
-        values = judge_metrics(truth_N, scores_N, chosen.threshold, weights_RN, (scores_N <= low) | (scores_N >= high))
-        measured = {metric: _plain(estimate(values_R)) for metric, values_R in values.items()}
+        decided_N = (scores_N <= low) | (scores_N >= high)
+        values = judge_metrics(truth_N, scores_N, chosen.threshold, weights_RN, decided_N)
+        n_queries = contributing(truth_N, scores_N, chosen.threshold, query_ids, decided_N)
+        measured = {metric: _plain(found) for metric, found in judge_estimates(values, n_queries).items()}
         raw_error = float(judge_metrics(truth_N, raw_N, chosen.threshold, weights_RN[:1])["ece"][0])
     else:
         log.warning("validation has one class only for '%s': its threshold stays at 0.5", category)
@@ -454,4 +457,6 @@ def _plain(value: Any) -> list[float | None]:
 def _interval(value: Sequence[float | None] | None) -> str:
     if value is None or value[0] is None:
         return "-"
+    if value[1] is None:
+        return f"{value[0]:.2f}"
     return f"{value[0]:.2f} [{value[1]:.2f}, {value[2]:.2f}]"
