@@ -15,7 +15,7 @@ from tjd.errors import DataError
 from tjd.judge import ensemble
 from tjd.judge.prompt import VARIABLES
 from tjd.stages import sweep
-from tjd.stages.train_judge import train_judge
+from tjd.stages.train_judge import card, train_judge
 from tjd.taxonomy import load as load_taxonomy
 
 PROMPT = prompts.load("judge.v1", VARIABLES)
@@ -159,3 +159,15 @@ def test_a_query_on_two_sides_is_named(tiny_model_dir, tmp_path):
     table = [*rows(), rows()[0] | {"response_id": "other", "split": "train"}]
     with pytest.raises(DataError, match="the query q0 is in validation and in train; give all its rows one value"):
         train(settings(tiny_model_dir), tmp_path, table)
+
+
+def test_the_card_counts_what_the_judges_were_trained_on(tiny_model_dir, tmp_path):
+    other, rules = ([row | {"query_id": f"{how} {row['query_id']}"} for row in rows(30)] for how in ("other", "rule"))
+    other = [row | {"category": "layout"} for row in other]
+    rules = [row | {"kind": "rule"} for row in rules]
+    lost = [*rows(3, followed=None), *rows(2, response=None), *rows(1, category="layout", followed=None)]
+    manifest = train(settings(tiny_model_dir), tmp_path, [*rows(), *other, *rules, *lost])[0]
+    data = manifest["data"]
+    assert (data["n"], data["n_rules"], data["n_invalid"]) == ({"train": 78, "validation": 42, "test": 0}, 30, 5)
+    assert len((tmp_path / ensemble.QUERIES).read_text().split()) == 78
+    assert "78 rows in train, 42 in validation, 0 in test (by query); 5 without a verdict and 30 rules" in card(manifest)

@@ -32,7 +32,7 @@ from tjd.judge.score import Specialist
 from tjd.judge.train import Example, add_adapter, class_weights, first_adapted_layer, fit, merged, own_copy
 from tjd.metrics import METRICS, contributing, judge_estimates, judge_metrics, resample_weights
 from tjd.prompts import Prompt
-from tjd.splits import split, usable
+from tjd.splits import soft, split, usable
 from tjd.tables import Row, text_id
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def train_judge(
     """Train the specialists of a layout and write the ensemble.
 
     Args:
-        rows: LABELS; rules and rows without a verdict or a response are left out and counted.
+        rows: LABELS; rules, rows without a verdict or a response, and categories that get no judge are left out.
         categories: The taxonomy.
         prompt: The judge prompt.
         config: The settings.
@@ -101,14 +101,14 @@ def train_judge(
     """
     labelled = [row for row in rows if usable(row)]
     plan = specialists(labelled, categories, config)
-    by_split = split(labelled, config.seed)
-    for category in sorted({c for members in plan.values() for c in members}):
+    judged = {category for members in plan.values() for category in members}
+    by_split = split((row for row in labelled if row["category"] in judged), config.seed)
+    for category in sorted(judged):
         _require_both_classes(category, by_split)
     if config.balance == "rows":
         by_split["train"] = balanced(by_split["train"], config.seed)
-    judged = [row for row in by_split["train"] if any(row["category"] in members for members in plan.values())]
-    probes = hacks.negatives(judged, hacks.load(), config.harden, seed=config.seed)
-    swapped = swaps.negatives(judged, config.swap, seed=config.seed)
+    probes = hacks.negatives(by_split["train"], hacks.load(), config.harden, seed=config.seed)
+    swapped = swaps.negatives(by_split["train"], config.swap, seed=config.seed)
     by_split["train"] += probes + swapped  # after balancing: what was evened out are real responses
     classify.require_base(config.base, config.head)
     encoder = ensemble.make_encoder(config.base, prompt, config)
@@ -158,7 +158,8 @@ def train_judge(
         "max_response_tokens": config.max_response_tokens,
         "data": {
             "sha256": data_digest,
-            "n_invalid": len(rows) - len(labelled),
+            "n_rules": sum(not soft(row) for row in rows),
+            "n_invalid": sum(soft(row) and not usable(row) and row["category"] in (*judged, None) for row in rows),
             "n": {key: len(part) for key, part in by_split.items()},
             "n_probes": len(probes),  # among those of train
             "n_swapped": len(swapped),  # and these
@@ -229,7 +230,8 @@ def card(manifest: Mapping[str, Any]) -> str:
         f"- trained by tjd {manifest['version']}: {_how(manifest)}",
         *_asked(manifest),
         f"- labels SHA-256 {data['sha256'][:12]}: {data['n']['train']} rows in train, {data['n']['validation']} in "
-        f"validation, {data['n']['test']} in test (by query); {data['n_invalid']} without a verdict were left out; "
+        f"validation, {data['n']['test']} in test (by query); {data['n_invalid']} without a verdict and "
+        f"{data['n_rules']} rules were left out; "
         f"{data['n_probes']} of the training rows are hack probes and {data['n_swapped']} have the constraint of another "
         "query, all not followed",
         "- thresholds and the kept epoch were chosen on validation, so the figures below flatter the judges: measure them "
