@@ -318,3 +318,16 @@ def test_a_table_without_constraints_cannot_be_probed(judges, tmp_path):
     assert line.endswith(
         "x.parquet has neither a column 'constraints' nor both 'constraint' and 'category'; give labels"
     )
+
+
+def test_judges_are_not_timed_with_layers_that_are_not_there(tiny_model_dir):
+    line = fails(2, "bench", "judge", "--shape", tiny_model_dir, "--top-layers", 40, "--probe-layer", 1)
+    assert line == "--top-layers must be at most 2, this shape's layers, not 40"
+
+
+def test_probes_that_cannot_be_built_are_one_line(judges, tmp_path):
+    (tmp_path / "hacks.toml").write_text('[other]\ntest = ["$other"]\ntrain = ["$other"]\n')
+    row = {"query_id": "q", "query": "Why?", "constraint": "Be kind.", "category": "style", "split": "test"}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "x.parquet")
+    line = fails(3, "probe-hacks", tmp_path / "x.parquet", "-j", judges, "--probes", tmp_path / "hacks.toml")
+    assert line.startswith("no probe could be built")

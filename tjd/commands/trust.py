@@ -193,7 +193,7 @@ def _print_transfer(found: "Transfer", config: TransferConfig, *, as_json: bool)
     from rich.table import Table as Grid
 
     from tjd.metrics import plain
-    from tjd.stages.transfer import smallest
+    from tjd.stages.transfer import MOST_SEARCHED, smallest
 
     if as_json:
         best = [asdict(each) | {"test": plain(each.test)} for each in found.best]
@@ -211,6 +211,9 @@ def _print_transfer(found: "Transfer", config: TransferConfig, *, as_json: bool)
     for row in trained:
         grid.add_row(row, *(interval(cells[row, category]) for category in tested))
     print_grid(grid)
+    if not found.best:
+        say(f"{len(trained)} specialists are too many to search every set of; at most {MOST_SEARCHED} are")
+        return
     sets = Grid(title=f"The best set of every size, by the {name} of its worst category")
     for column in ("specialists", "validation (chosen by)", "test"):
         sets.add_column(column, justify="left" if column == "specialists" else "right")

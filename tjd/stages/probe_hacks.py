@@ -68,7 +68,7 @@ def probe_hacks(
         split_seed: The seed that the judges' training split was drawn with.
 
     Raises:
-        DataError: No soft constraint of the split has a category that the judges cover.
+        DataError: No soft constraint of the split has a category that the judges cover, or there is no probe for them.
     """
     covered = set(categories)
     pairs = [pair for row in rows for pair in _soft(row) if pair["category"] in covered]
@@ -79,6 +79,8 @@ def probe_hacks(
         )
     chosen = hacks.sample(of_split, config.per_category, seed=config.seed)
     built = hacks.build(chosen, [probe for probe in probes if probe.family == "test"], seed=config.seed)
+    if not built:
+        raise DataError("no probe could be built: all need a followed response to another query; give labels")
     shown = [
         {name: row[name] for name in ("query", "instruction", "response", "constraint", "category")} for row in built
     ]

@@ -20,6 +20,7 @@ from tjd.splits import split_of, usable
 from tjd.tables import Row
 
 SHOWN = ("auroc", "balanced_accuracy")
+MOST_SEARCHED = 12  # specialists: every further one doubles the number of sets
 MEASURED = ("validation", "test")
 
 Scorer = Callable[[Sequence[Mapping[str, Any]]], Sequence[Verdict]]
@@ -40,7 +41,7 @@ class Transfer(NamedTuple):
     """What was found."""
 
     metrics: list[Row]  # METRICS: `judge` is the category trained on, `category` the one tested on
-    best: list[Best]  # for one specialist, two, ... all
+    best: list[Best]  # for one specialist, two, ... all; none where they are more than `MOST_SEARCHED`
 
 
 class Cell(NamedTuple):
@@ -96,7 +97,8 @@ def transfer(
         for category in categories:
             cells[name, category] = _cell(category, parts, scores, weights_RN)
     metrics = [row for key, cell in cells.items() for row in _rows(*key, cell)]
-    return Transfer(metrics, list(best_sets(cells, config.metric, config.target)))
+    few = len(specialists) <= MOST_SEARCHED
+    return Transfer(metrics, list(best_sets(cells, config.metric, config.target)) if few else [])
 
 
 def best_sets(cells: Mapping[tuple[str, str], Cell], metric: str, target: float) -> Iterable[Best]:
