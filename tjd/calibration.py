@@ -91,7 +91,7 @@ def threshold_at_precision(followed_N: np.ndarray, scores_N: np.ndarray, target:
     if not followed_N.any():
         return None
     order = np.argsort(-scores_N, kind="stable")
-    cuts, first = np.unique(-scores_N[order], return_index=True)  # the strictest first; equal scores are accepted together
+    cuts, first = np.unique(-scores_N[order], return_index=True)  # strictest first; equal scores are accepted together
     n_C = np.append(first[1:], len(scores_N))
     n_right_C = followed_N[order].cumsum()[n_C - 1]  # accepted and followed, per cut
     enough = np.flatnonzero(_least_share(n_C, n_C) >= target)

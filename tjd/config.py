@@ -168,7 +168,9 @@ class TrainJudgeConfig:
     lora_rank: int = flag(16, "Rank of the adapters.")
     lora_layers: int = flag(0, "Adapt only this many layers from the top; 0 adapts all.")
     learning_rate: float = flag(0.0, "Peak rate; 0 takes 2e-4 for LoRA, 1e-5 for all weights, 3e-5 for an encoder.")
-    balance: Balance = flag("weights", "Even out a category's verdicts in training by weighing rows, or by leaving rows out.")
+    balance: Balance = flag(
+        "weights", "Even out a category's verdicts in training by weighing rows, or by leaving rows out."
+    )
     epochs: int = flag(3, "Passes over the rows, at most.")
     patience: int = flag(1, "Stop after this many epochs without a lower validation loss.")
     batch_size: int = flag(16, "Rows per optimiser step.")

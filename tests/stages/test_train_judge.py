@@ -1,6 +1,5 @@
 """What a run trains, keeps and leaves behind when it is resumed, stopped or damaged."""
 
-import json
 import random
 import shutil
 
@@ -127,7 +126,7 @@ def test_damaged_judges_are_one_line(tiny_model_dir, tmp_path, head):
     with pytest.raises(DataError, match="lacks the weights of the specialist 'style'"):
         ensemble.load(tmp_path)
     (tmp_path / ensemble.MANIFEST).write_text("{}")
-    with pytest.raises(DataError, match="manifest.json lacks 'base'; train the judges anew"):
+    with pytest.raises(DataError, match=r"manifest\.json lacks 'base'; train the judges anew"):
         ensemble.load(tmp_path)
 
 
@@ -149,7 +148,9 @@ def test_judges_need_a_folder(tmp_path):
 def test_rows_are_evened_out_in_training_alone(tiny_model_dir, tmp_path):
     table = [row | {"followed": row["query_id"] not in ("q1", "q4", "q16")} for row in rows()]
     table = [row | {"category": "style"} for row in table]
-    plain, even = (train(settings(tiny_model_dir, balance=how), tmp_path / how, table)[0] for how in ("weights", "rows"))
+    plain, even = (
+        train(settings(tiny_model_dir, balance=how), tmp_path / how, table)[0] for how in ("weights", "rows")
+    )
     assert even["data"]["n"]["train"] == 4 < plain["data"]["n"]["train"]
     assert even["data"]["n"]["validation"] == plain["data"]["n"]["validation"] == 42
     assert even["categories"]["style"]["prevalence"] == plain["categories"]["style"]["prevalence"]
@@ -170,4 +171,5 @@ def test_the_card_counts_what_the_judges_were_trained_on(tiny_model_dir, tmp_pat
     data = manifest["data"]
     assert (data["n"], data["n_rules"], data["n_invalid"]) == ({"train": 78, "validation": 42, "test": 0}, 30, 5)
     assert len((tmp_path / ensemble.QUERIES).read_text().split()) == 78
-    assert "78 rows in train, 42 in validation, 0 in test (by query); 5 without a verdict and 30 rules" in card(manifest)
+    told = card(manifest)
+    assert "78 rows in train, 42 in validation, 0 in test (by query); 5 without a verdict and 30 rules" in told

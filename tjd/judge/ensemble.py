@@ -7,8 +7,8 @@ data and measured metrics), a folder of weights per specialist, `metrics.parquet
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
 from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,11 @@ from tjd.splits import split_of
 from tjd.tables import text_id
 
 MANIFEST = "manifest.json"
-NEED = ("base", "layout", "head", "full", "first_layers", "specialists", "categories", "prompt", "config")
 LIMITS = ("max_instruction_tokens", "max_response_tokens")
+NEED = (
+    *("base", "layout", "head", "full", "first_layers", "specialists", "categories", "prompt", "verdict_ids", "config"),
+    *LIMITS,
+)  # of a manifest
 RECORD = "specialist.json"  # in a specialist's folder, written last: without it, it was not finished
 QUERIES = "train_queries.txt"  # digests of the queries trained on, to tell when a test is no test
 
@@ -143,7 +146,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as exc:
         raise DataError(f"{path} is damaged ({exc}); train the judges anew") from exc
-    lacking = [name for name in NEED if name not in manifest]
+    lacking = [name for name in NEED if not isinstance(manifest, dict) or name not in manifest]
     if lacking:
         raise DataError(f"{path} lacks '{lacking[0]}'; train the judges anew")
     return manifest
@@ -155,12 +158,14 @@ def settings_of(manifest: Mapping[str, Any]) -> TrainJudgeConfig:
     Raises:
         DataError: It has settings that are not of this version.
     """
-    saved = {name: tuple(value) if isinstance(value, list) else value for name, value in manifest["config"].items()}
+    saved: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in manifest["config"].items()
+    }
     unknown = sorted(saved.keys() - {field.name for field in fields(TrainJudgeConfig)})
     if unknown:
         raise DataError(
-            f"the judges were trained by tjd {manifest.get('version')} with a setting '{unknown[0]}' that {__version__} does not "
-            "know; take that version, or train them anew"
+            f"the judges were trained by tjd {manifest.get('version')} with a setting '{unknown[0]}' that {__version__} does "
+            "not know; take that version, or train them anew"
         )
     return TrainJudgeConfig(**saved)
 

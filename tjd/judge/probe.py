@@ -147,7 +147,9 @@ def choose(
             name: fit(layer, part.of(features_NF), part.followed_N, part.weight_N, STRENGTHS)
             for name, part in train.items()
         }
-        tested = {name: part.of(features_NF) for name, part in validation.items() if len(np.unique(part.followed_N)) == 2}
+        tested = {
+            name: part.of(features_NF) for name, part in validation.items() if len(np.unique(part.followed_N)) == 2
+        }
         for place, strength in enumerate(STRENGTHS):
             probes = {name: of_strength[place] for name, of_strength in fitted.items()}
             areas = [

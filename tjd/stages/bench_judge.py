@@ -70,7 +70,9 @@ def bench_judge(config: BenchJudgeConfig, on_round: Callable[[Row], None] = lamb
     n_layers = shape.get_text_config().num_hidden_layers
     for name in ("top_layers", "probe_layer"):
         if (wanted := getattr(config, name)) > n_layers:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at most {n_layers}, this shape's layers, not {wanted}")
+            raise ConfigError(
+                f"--{name.replace('_', '-')} must be at most {n_layers}, this shape's layers, not {wanted}"
+            )
     device, dtype = (
         backbone.choose_device(config.device),
         backbone.choose_dtype(config.dtype, backbone.choose_device(config.device)),

@@ -176,8 +176,8 @@ def fingerprint(
 ) -> str:
     """A digest of all that the weights of one specialist, or of all, depend on."""
     trained = {name: value for name, value in as_dict(config).items() if name not in CALIBRATION}
-    together = specialist is None or config.head == "probe"  # the layer and strength of probes are chosen for all
-    of = [specialist, plan if together else plan[specialist], backbone.digest(config.base)]
+    alone = specialist is not None and config.head != "probe"  # the layer and strength of probes are chosen for all
+    of = [specialist, plan[specialist] if alone else plan, backbone.digest(config.base)]
     return text_id(__version__, json.dumps([trained, of], sort_keys=True), data_digest, prompt.digest)
 
 
@@ -403,7 +403,7 @@ def _seat(specialist: str, category: str, validation: Sequence[Row], config: Tra
     raw_N = np.array([row["score"] for row in rows], dtype=float)
     chosen = calibrate(truth_N, raw_N, target_precision=config.target_precision, abstain=config.abstain)
     if config.target_precision and chosen.target_recall is None:
-        told = "no threshold for '%s' is shown to reach a precision of %g by %d validation rows; it gets the balanced one"
+        told = "no threshold for '%s' surely reaches a precision of %g on %d validation rows; it gets the balanced one"
         log.warning(told, category, config.target_precision, len(truth_N))
     measured: dict[str, Any] = {}
     raw_error = None
