@@ -111,9 +111,9 @@ def transfer_command(
     """Find out which specialists are worth having: each one judges every category, and the fewest that suffice are named.
 
     The matrix has a row per category trained on and a column per category tested on (the paper's Figure 5, for judges). Of
-    every number of specialists the best set is searched exactly: each category takes its best specialist in the set, chosen
-    on validation; what is shown is measured on the test split. All categories with both verdicts are taken, or those of
-    `--category`. The flags of training count where specialists are trained.
+    every number of specialists, where there are at most 12, the best set is searched exactly: each category takes its best
+    specialist in the set, chosen on validation; what is shown is measured on the test split. All categories with both
+    verdicts are taken, or those of `--category`. The flags of training count where specialists are trained.
     """
     need("transfer", "train", "torch", "transformers", "peft")
     from tjd import tables

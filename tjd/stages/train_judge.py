@@ -176,8 +176,9 @@ def fingerprint(
 ) -> str:
     """A digest of all that the weights of one specialist, or of all, depend on."""
     trained = {name: value for name, value in as_dict(config).items() if name not in CALIBRATION}
-    alone = specialist is not None and config.head != "probe"  # the layer and strength of probes are chosen for all
-    of = [specialist, plan[specialist] if alone else plan, backbone.digest(config.base)]
+    # the layer and strength of probes are chosen for all
+    judged = plan if specialist is None or config.head == "probe" else plan[specialist]
+    of = [specialist, judged, backbone.digest(config.base)]
     return text_id(__version__, json.dumps([trained, of], sort_keys=True), data_digest, prompt.digest)
 
 
