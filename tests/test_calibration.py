@@ -5,7 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tjd.calibration import LEAST, MOST, abstain_band, calibrate, fit_temperature, tempered, threshold_at_precision
+from tjd.calibration import (
+    DOUBT,
+    LEAST,
+    MOST,
+    _least_share,
+    abstain_band,
+    calibrate,
+    fit_temperature,
+    tempered,
+    threshold_at_precision,
+)
 from tjd.judge.ensemble import Seat
 from tjd.rewards import ABSTAINED
 
@@ -58,18 +68,42 @@ def test_a_threshold_at_a_precision_keeps_its_promise_on_the_rows_it_was_chosen_
     followed, scores = arrays(rows)
     found = threshold_at_precision(followed, scores, target)
     if found is None:
-        assert not (followed.all() and len(followed) >= 15)  # 15 of 15 has a lower bound of 0.95
+        assert not (followed.all() and len(followed) >= 32)  # 32 of 32 has a lower bound of 0.95
         return
     threshold, recall = found
     said = scores >= threshold
     assert followed[said].mean() >= target
     assert recall == pytest.approx(said[followed].mean())
-    higher = threshold_at_precision(followed, scores, target + 0.04)
-    assert higher is None or higher[1] <= recall
+
+
+@given(rows)
+def test_the_bound_of_a_share_is_that_of_the_binomial(rows):
+    followed, _ = arrays(rows)
+    n, n_right = len(followed), int(followed.sum())
+    low = float(_least_share(np.array(n_right), np.array(n)))
+    at_least = sum(math.comb(n, k) * low**k * (1 - low) ** (n - k) for k in range(n_right, n + 1))
+    assert at_least == pytest.approx(DOUBT if n_right else 1)
+
+
+@pytest.mark.parametrize("n", [25, 50, 200])
+def test_a_guess_seldom_reaches_a_precision_and_a_good_judge_keeps_most_recall(n):
+    rng = np.random.default_rng(0)
+    found = {"guess": [], "border": [], "good": []}
+    for _ in range(300):
+        followed = rng.random(n) < 0.5
+        noise = rng.normal(size=n)
+        found["guess"].append(threshold_at_precision(followed, noise, 0.6))
+        found["border"].append(threshold_at_precision(rng.random(n) < 0.69, noise, 0.7))
+        found["good"].append(threshold_at_precision(followed, noise + 2.5 * followed, 0.7))  # its AUROC is 0.96
+    reached = {name: np.mean([each is not None for each in of]) for name, of in found.items()}
+    assert reached["guess"] <= 0.1
+    assert reached["border"] <= 0.2
+    assert reached["good"] >= 0.9
+    assert np.mean([each[1] if each else 0 for each in found["good"]]) >= 0.8
 
 
 def test_little_data_is_not_certainty():
-    for n_right, reached in ((4, False), (5, True)):
+    for n_right, reached in ((9, False), (10, True)):
         followed = np.array([True] * n_right + [False] * 20)
         assert (threshold_at_precision(followed, followed * 0.9, 0.85) is not None) is reached
     assert threshold_at_precision(np.array([False] * 9), np.linspace(0, 1, 9), 0.1) is None

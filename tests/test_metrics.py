@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -78,6 +80,27 @@ def test_best_threshold_separates_what_can_be_separated():
     followed = np.array([False, False, True, True])
     cut = best_threshold(followed, np.array([0.1, 0.2, 0.6, 0.9]))
     assert 0.2 < cut < 0.6
+
+
+@given(st.lists(st.tuples(st.booleans(), st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.5, 1.0]))), min_size=2))
+def test_best_threshold_is_that_of_trying_every_cut_on_every_row(rows):
+    followed, scores = (np.array(column) for column in zip(*rows, strict=True))
+    if followed.all() or not followed.any():
+        return
+    distinct = np.unique(scores)
+    cuts = np.concatenate([[distinct[0]], (distinct[1:] + distinct[:-1]) / 2, [min(1.0, distinct[-1] + 1e-6)]])
+    worth = [(scores >= cut)[followed].mean() + (scores < cut)[~followed].mean() for cut in cuts]
+    best = np.flatnonzero(np.array(worth) >= max(worth) - 1e-12)
+    assert best_threshold(followed, scores) == cuts[best[len(best) // 2]]
+
+
+def test_best_threshold_needs_little_memory():
+    rng = np.random.default_rng(0)
+    tracemalloc.start()
+    best_threshold(rng.random(20_000) < 0.5, rng.random(20_000))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20e6  # bytes; a matrix of all cuts and rows has 400e6
 
 
 def test_a_single_class_leaves_the_threshold_at_one_half():

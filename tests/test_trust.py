@@ -41,7 +41,7 @@ def judges(labels, tiny_model_dir, tmp_path_factory) -> Path:
     """A specialist for style and one for semantic, with a band in which they abstain."""
     out = tmp_path_factory.mktemp("judges") / "two"
     train = ("train-judge", labels, "-b", tiny_model_dir, "--full", "--learning-rate", 3e-3, "--epochs", 12,
-             "--patience", 12, "-c", "style", "-c", "semantic", "--target-precision", 0.8, "--abstain", 0.2)  # fmt: skip
+             "--patience", 12, "-c", "style", "-c", "semantic", "--target-precision", 0.7, "--abstain", 0.2)  # fmt: skip
     assert tjd(*train, "-o", out).exit_code == 0
     return out
 
@@ -59,7 +59,7 @@ def test_the_manifest_and_the_card_hold_the_calibration(judges):
     assert seat["validation"]["ece"][0] < 0.5
     assert 0.8 <= seat["validation"]["coverage"][0] < 1
     card = (judges / "card.md").read_text()
-    assert "recall kept by the target precision of 0.8: style 1.00" in card
+    assert "recall kept by the target precision of 0.7: style 1.00" in card
     assert "no verdict for scores within: style 0." in card
 
 
@@ -134,6 +134,18 @@ def test_several_judges_and_teachers_are_compared_on_the_same_rows(tmp_path, tin
     assert difference["low"] < difference["value"] < difference["high"] < 0
     assert len({row["n"] for row in rows if row["category"] == "all"}) == 1
     assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_untrained_model_is_asked_as_the_judges_were(labels, tiny_model_dir, tmp_path):
+    prompt = tmp_path / "mine.md"
+    prompt.write_text("$instruction\n---\n$response\n---\n$constraint\nYes or No?\n")
+    train = ("train-judge", labels, "-b", tiny_model_dir, "--head", "probe", "--prompt", prompt, "--dtype", "float32")
+    assert tjd(*train, "-o", tmp_path / "judges").exit_code == 0
+    prompt.unlink()
+    compared = ("eval-judge", labels, "-j", tmp_path / "judges", "-t", f"hf:{tiny_model_dir}", "--json", "--dtype")
+    exact, rough = (json.loads(tjd(*compared, dtype).stdout) for dtype in ("float32", "bfloat16"))
+    errors = [of(rows, f"zero-shot {tiny_model_dir.name}", "all", "ece")["value"] for rows in (exact, rough)]
+    assert errors[0] != errors[1]
 
 
 def recording(path, completions):
@@ -224,8 +236,9 @@ def test_hack_probes_are_scored_and_the_gate_holds(gullible, labels, tmp_path):
         of_probe = [probe for probe in of_category if name in ("", probe["probe"])]
         assert row["n"] == len(of_probe) > 0
         assert row["value"] == pytest.approx(sum(bool(probe["followed"]) for probe in of_probe) / len(of_probe))
-        assert row["low"] <= row["value"] <= row["high"]
-        assert row["high"] > 0  # four queries prove nothing
+        if row["low"] is not None:  # more than one query
+            assert row["low"] <= row["value"] <= row["high"]
+            assert row["high"] > 0  # four queries prove nothing
     assert tjd(*command).exit_code == 0
 
 
@@ -336,3 +349,16 @@ def test_a_table_on_standard_output_has_it_for_itself(judges, labels, tiny_model
 def test_two_tables_do_not_fit_on_standard_output(judges, labels):
     line = fails(2, "probe-hacks", labels, "-j", judges, "-o", "-", "--metrics", "-")
     assert line == "standard output (`-`) takes one table; write the other to a file"
+
+
+def test_judges_are_not_timed_with_layers_that_are_not_there(tiny_model_dir):
+    line = fails(2, "bench", "judge", "--shape", tiny_model_dir, "--top-layers", 40, "--probe-layer", 1)
+    assert line == "--top-layers must be at most 2, this shape's layers, not 40"
+
+
+def test_probes_that_cannot_be_built_are_one_line(judges, tmp_path):
+    (tmp_path / "hacks.toml").write_text('[other]\ntest = ["$other"]\ntrain = ["$other"]\n')
+    row = {"query_id": "q", "query": "Why?", "constraint": "Be kind.", "category": "style", "split": "test"}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "x.parquet")
+    line = fails(3, "probe-hacks", tmp_path / "x.parquet", "-j", judges, "--probes", tmp_path / "hacks.toml")
+    assert line.startswith("no probe could be built")

@@ -5,6 +5,7 @@ safetensors in the cache folder, since reading GGUF takes ten times as long. Hea
 """
 
 import ctypes
+import hashlib
 import os
 import shutil
 import sys
@@ -12,11 +13,12 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tjd.errors import ConfigError
+from tjd.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+WEIGHTS = (".safetensors", ".bin")
 EMBEDDED = "embedded"
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 EMBEDDED_GGUF = f"{EMBEDDED_NAME}.Q4_1.gguf"
@@ -46,6 +49,23 @@ def resolve(name: str) -> str:
     if looks_like_a_path and not Path(name).expanduser().is_dir():
         raise ConfigError(f"there is no model folder {name}; give a folder, a hub name, or '{EMBEDDED}'")
     return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+
+
+def digest(name: str) -> str | None:
+    """SHA-256 of the configuration and weights where a model is a folder, whose content may change; else null."""
+    if not Path(name).expanduser().is_dir():
+        return None
+    folder = Path(resolve(name))
+    files = sorted(path for path in folder.iterdir() if path.name == "config.json" or path.suffix in WEIGHTS)
+    found = [(path.name, (at := path.stat()).st_size, at.st_mtime_ns) for path in files]
+    return hashlib.sha256("".join(_content(folder / name, *seen) for name, *seen in found).encode()).hexdigest()
+
+
+@cache
+def _content(path: Path, size: int, changed_ns: int) -> str:
+    """Name and SHA-256 of a file, read once while its size and time stay."""
+    with path.open("rb") as file:
+        return f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n"
 
 
 def public_name(name: str) -> str:
@@ -237,6 +257,5 @@ def _hub_errors(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as exc:
-        first = str(exc).strip().splitlines()[0][:160] if str(exc).strip() else type(exc).__name__
-        told = f"the model {name} cannot be loaded ({first}); give a folder, a hub name, or '{EMBEDDED}'"
+        told = f"the model {name} cannot be loaded ({first_line(exc)}); give a folder, a hub name, or '{EMBEDDED}'"
         raise ConfigError(told) from exc

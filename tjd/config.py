@@ -171,7 +171,9 @@ class TrainJudgeConfig:
     lora_rank: int = flag(16, "Rank of the adapters.")
     lora_layers: int = flag(0, "Adapt only this many layers from the top; 0 adapts all.")
     learning_rate: float = flag(0.0, "Peak rate; 0 takes 2e-4 for LoRA, 1e-5 for all weights, 3e-5 for an encoder.")
-    balance: Balance = flag("weights", "Even out a category's verdicts by weighing rows, or by leaving rows out.")
+    balance: Balance = flag(
+        "weights", "Even out a category's verdicts in training by weighing rows, or by leaving rows out."
+    )
     epochs: int = flag(3, "Passes over the rows, at most.")
     patience: int = flag(1, "Stop after this many epochs without a lower validation loss.")
     batch_size: int = flag(16, "Rows per optimiser step.")
@@ -179,8 +181,9 @@ class TrainJudgeConfig:
     max_response_tokens: int = flag(1024, "Longer responses lose their end.")
     target_precision: float = flag(
         0.0,
-        "Put each threshold where validation precision surely reaches this (0.85, say): fewer responses are rewarded, more "
-        "of them rightly; the card says what recall is left. 0 takes the greatest balanced accuracy.",
+        "Put each threshold where validation shows a precision of at least this (0.85, say; missed in at most 20 of 100 "
+        "cases): fewer responses are rewarded, more of them rightly; the card says what recall is left. 0, and a target not "
+        "reached, take the greatest balanced accuracy.",
     )
     abstain: float = flag(
         0.0,

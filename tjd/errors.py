@@ -14,6 +14,12 @@ Messages are one line: what is wrong, where, what to do.
 """
 
 
+def first_line(exc: BaseException) -> str:
+    """What a foreign error says, short enough for one line of ours."""
+    said = str(exc).strip().splitlines()
+    return said[0][:160] if said else type(exc).__name__
+
+
 class TjdError(Exception):
     """Base of all errors that are told to the user in one line."""
 

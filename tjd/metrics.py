@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 
 METRICS = ("precision", "recall", "f1", "balanced_accuracy", "auroc", "ece", "coverage")
+SHARES = ("precision", "recall")  # of rows that are right or wrong
 N_RESAMPLES = 1000
 N_BINS = 10  # of the reliability table and the calibration error
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value and its 95% interval; NaN where undefined."""
+    """A value and its 95% interval; NaN where undefined, the interval also where a single query is behind it."""
 
     value: float
     low: float
@@ -79,11 +80,50 @@ def judge_metrics(
         }
 
 
-def estimate(values_R: np.ndarray) -> Estimate:
-    """The point value (row 0) and the 95% percentile interval of the resamples where the metric is defined."""
+def contributing(
+    followed_N: np.ndarray,
+    scores_N: np.ndarray,
+    threshold: float | np.ndarray,
+    query_ids: Sequence[str],
+    decided_N: np.ndarray | None = None,
+) -> dict[str, int]:
+    """How many queries each metric of `judge_metrics` rests on: precision on accepted rows, recall on followed ones."""
+    ids_N = np.asarray(query_ids, dtype=object)
+    decided_N = np.ones(len(ids_N), dtype=bool) if decided_N is None else decided_N
+    of = {"precision": decided_N & (scores_N >= threshold), "recall": decided_N & followed_N}
+    return {metric: len(set(ids_N[of[metric]] if metric in of else ids_N)) for metric in METRICS}
+
+
+def judge_estimates(values: Mapping[str, np.ndarray], n_queries: Mapping[str, int]) -> dict[str, Estimate]:
+    """An estimate per metric, from `judge_metrics` and `contributing`."""
+    return {
+        metric: (share if metric in SHARES else estimate)(values_R, n_queries[metric])
+        for metric, values_R in values.items()
+    }
+
+
+def share(values_R: np.ndarray, n_queries: int) -> Estimate:
+    """`estimate` of a share of so many queries' rows.
+
+    At 0 or 1 resampling knows no doubt: there Clopper and Pearson's bound of 0 or n of n queries stands in.
+    """
+    found = estimate(values_R, n_queries)
+    if n_queries < 2 or found.value not in (0, 1):
+        return found
+    unseen = 1 - 0.025 ** (1 / n_queries)
+    return Estimate(0.0, 0.0, unseen) if found.value == 0 else Estimate(1.0, 1 - unseen, 1.0)
+
+
+def estimate(values_R: np.ndarray, n_queries: int | None = None) -> Estimate:
+    """The point value (row 0) and the 95% percentile interval of the resamples where the metric is defined.
+
+    Of a single query there is no interval: its resamples all equal it.
+    """
     defined = values_R[1:][np.isfinite(values_R[1:])]
     if not np.isfinite(values_R[0]) or len(defined) == 0:
         return Estimate(float("nan"), float("nan"), float("nan"))
+    if n_queries == 1:
+        return Estimate(float(values_R[0]), float("nan"), float("nan"))
     low, high = np.percentile(defined, [2.5, 97.5])
     return Estimate(float(values_R[0]), float(low), float(high))
 
@@ -127,10 +167,9 @@ def best_threshold(followed_N: np.ndarray, scores_N: np.ndarray) -> float:
         return 0.5
     scores = np.unique(scores_N)
     cuts = np.concatenate([[scores[0]], (scores[1:] + scores[:-1]) / 2, [min(1.0, scores[-1] + 1e-6)]])
-    said_CN = scores_N[None, :] >= cuts[:, None]
-    recall_C = said_CN[:, followed_N].mean(axis=1)
-    specificity_C = (~said_CN[:, ~followed_N]).mean(axis=1)
-    balanced_C = recall_C + specificity_C
+    pos, neg = np.sort(scores_N[followed_N]), np.sort(scores_N[~followed_N])
+    n_refused_C = np.searchsorted(pos, cuts), np.searchsorted(neg, cuts)  # followed ones, and the others
+    balanced_C = (len(pos) - n_refused_C[0]) / len(pos) + n_refused_C[1] / len(neg)  # recall + specificity
     best = np.flatnonzero(balanced_C >= balanced_C.max() - 1e-12)
     return float(cuts[best[len(best) // 2]])
 

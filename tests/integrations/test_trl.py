@@ -111,6 +111,13 @@ def test_a_failed_checker_makes_the_reward_null(broken):
     assert Batch()("yy", constraints=[RULE | broken, STYLE]) == [None]
 
 
+def test_a_constraint_of_an_unknown_kind_makes_the_reward_null():
+    batch = Batch()
+    assert batch("yy", constraints=[RULE, STYLE | {"kind": "Soft"}]) == [None]
+    [_, verdict] = json.loads(batch.extra["verdicts"][0])
+    assert verdict["error"] == "the constraint is of the kind 'Soft', neither rule nor soft"
+
+
 def test_no_constraint_is_no_reward():
     assert Batch()("yy", constraints=[]) == [None]
 

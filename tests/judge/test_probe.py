@@ -2,6 +2,7 @@ import random
 
 import numpy as np
 import pytest
+import torch
 
 from tjd import backbone, prompts
 from tjd.config import TrainJudgeConfig
@@ -65,7 +66,8 @@ def test_a_folded_probe_is_the_regression_on_standardised_features():
     rng = np.random.default_rng(0)
     features = rng.normal(5, [1, 100], (200, 2))
     truth = features[:, 0] + rng.normal(0, 0.1, 200) > 5
-    found = probe.fit(3, features, truth, np.ones(200), 1.0)
+    weak, found = probe.fit(3, features, truth, np.ones(200), (1e-4, 1.0))
+    assert abs(weak.weight_F[0]) < abs(found.weight_F[0])
     said = found.logits(features) > 0
     assert (said == truth).mean() > 0.95
     assert abs(found.weight_F[0]) > 50 * abs(found.weight_F[1])
@@ -90,3 +92,15 @@ def test_features_go_where_their_judgement_stands(tiny_model_dir):
     whole = probe.read(decoder, [*judgements, judgements[0]], [1], budget=400)[1]
     np.testing.assert_allclose(whole[0], whole[-1])
     np.testing.assert_allclose(whole[5], probe.read(decoder, [judgements[5]], [1])[1][0], atol=1e-4)
+
+
+def test_features_take_as_much_memory_as_the_states(tiny_model_dir):
+    config = TrainJudgeConfig(base=str(tiny_model_dir))
+    encoder = ensemble.make_encoder(config.base, prompts.load("judge.v1", VARIABLES), config)
+    judgements = [encoder(row) for row in rows(12, 3, "train")]
+    exact, half = (
+        probe.read(backbone.load_model(config.base, dtype=dtype).get_decoder(), judgements, [1])[1]
+        for dtype in ("float32", "bfloat16")
+    )
+    assert (exact.dtype, half.dtype) == (torch.float32, torch.bfloat16)
+    torch.testing.assert_close(half.float(), exact, atol=0.1, rtol=0.1)

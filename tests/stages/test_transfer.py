@@ -85,3 +85,14 @@ def test_what_a_specialist_fails_on_is_counted():
     lost = [row for row in rows if row["judge"] == "style"]
     assert {(row["n"], row["n_invalid"], row["value"], row["prevalence"]) for row in lost} == {(0, 20, None, None)}
     assert {row["n_invalid"] for row in rows if row["judge"] != "style"} == {0}
+
+
+def test_the_sets_of_many_specialists_are_not_searched():
+    found = transfer(table(), {f"category {k}": knows("warm") for k in range(13)}, TransferConfig())
+    assert len({row["judge"] for row in found.metrics}) == 13
+    assert found.best == []
+
+
+def test_rules_are_not_for_judges():
+    rules = [row | {"kind": "rule", "category": "layout"} for row in table()]
+    assert categories_to_test([*table(), *rules], 0) == ["semantic", "structure", "style"]

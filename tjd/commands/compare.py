@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +31,7 @@ from tjd.flags import flags
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from tjd.prompts import Prompt
     from tjd.stages.eval_judge import Judge, Scorer
     from tjd.tables import Row
     from tjd.teacher import Teacher
@@ -124,7 +125,7 @@ def _contestants(
     if not folders and not config.teacher:
         raise ConfigError("nothing to measure: give --judges FOLDER, --teacher MODEL, or both")
     manifests = {folder: ensemble.read_manifest(folder) for folder in folders}
-    trained = [TrainJudgeConfig(**_with_tuples(manifest["config"])) for manifest in manifests.values()]
+    trained = [ensemble.settings_of(manifest) for manifest in manifests.values()]
     seeds = {train.seed for train in trained}
     if len(seeds) > 1 and config.split != "all" and any(row.get("split") is None for row in rows):
         raise ConfigError(
@@ -140,11 +141,12 @@ def _contestants(
         warn_of_leaks(ensemble.count_trained_on(folder, rows, config.split, field.split_seed), name)
     covered = [judge.categories for judge in field.judges if judge.categories is not None]
     categories = frozenset.intersection(*covered) if covered else None
-    train = trained[0] if trained else TrainJudgeConfig()
+    train = replace(trained[0] if trained else TrainJudgeConfig(), dtype=config.dtype)
+    shown = [ensemble.prompt_of(manifest) for manifest in manifests.values()] or [ensemble.load_prompt(train.prompt)]
     for teacher in config.teacher:
         for mode in dict.fromkeys(config.teacher_mode):
             if teacher.startswith("hf:") and mode == "pointwise":
-                name, score = _zero_shot(field, teacher.removeprefix("hf:"), train, rows)
+                name, score = _zero_shot(field, teacher.removeprefix("hf:"), train, shown[0], rows)
                 choose, slice_rows = True, 512
             else:
                 name, score = _asked(field, teacher, mode, table, stack)
@@ -158,12 +160,13 @@ def _contestants(
     return field
 
 
-def _zero_shot(field: Field, base: str, train: TrainJudgeConfig, rows: "Sequence[Row]") -> "tuple[str, Scorer]":
+def _zero_shot(
+    field: Field, base: str, train: TrainJudgeConfig, prompt: "Prompt", rows: "Sequence[Row]"
+) -> "tuple[str, Scorer]":
     """A local model as it is, asked with the judges' prompt; its score is the probability of its verdict token."""
     from tjd import backbone
     from tjd.judge import ensemble
 
-    prompt = ensemble.load_prompt(train.prompt)
     field.prompts.append(prompt)
     name = f"zero-shot {backbone.public_name(base)}"
     field.asked.append(name)
@@ -195,10 +198,6 @@ def _names(manifests: Mapping[Path, Mapping[str, Any]]) -> list[str]:
         layout if layouts.count(layout) == 1 else f"{layout} ({folder.resolve().name})"
         for folder, layout in zip(manifests, layouts, strict=True)
     ]
-
-
-def _with_tuples(saved: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
 
 
 def _print_metrics(

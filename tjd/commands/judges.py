@@ -42,16 +42,23 @@ def train_judge_command(
     from tjd import backbone, tables
     from tjd import taxonomy as categories
     from tjd.judge import ensemble
+    from tjd.splits import usable
     from tjd.stages import sweep as choice
     from tjd.stages import train_judge as stage
 
+    require_folder(out)
     grid = _grid(sweep.sweep)
     known = categories.load(taxonomy)
     prompt = ensemble.load_prompt(config.prompt)
     table = tables.open_table(labels, "labels", need=stage.NEED, not_null=("query_id", "query", "constraint"))
     rows = list(rows_of(table, where, limit))
+    labelled = [row for row in rows if usable(row)]
     digest = tables.text_id(table.digest, *where, str(limit))
-    points = choice.combinations(config, grid, lambda each: stage.fingerprint(each, prompt, digest)) if grid else []
+
+    def fingerprint(config: TrainJudgeConfig) -> str:
+        return stage.fingerprint(config, prompt, digest, stage.specialists(labelled, known, config))
+
+    points = choice.combinations(config, grid, fingerprint) if grid else []
 
     def provenance(config: TrainJudgeConfig) -> "Row":
         settings = as_dict(config) | {"sweep": list(sweep.sweep), "where": where, "limit": limit}
@@ -109,6 +116,12 @@ def score_command(
     inputs, schema = {"table": source}, stage.schema(source.schema)
     chosen = (where, limit)
     write(rows, out, schema, "score", {"dtype": dtype}, inputs, digests=digests, chosen=chosen, null="score")
+
+
+def require_folder(path: Path) -> None:
+    """Raise unless judges can be written there, before any work is done."""
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path} is a file; name a folder for the judges")
 
 
 def _grid(sweep: Sequence[str]) -> dict[str, list[str]]:

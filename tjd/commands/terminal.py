@@ -78,8 +78,10 @@ def print_grid(grid: Any, to: IO[str]) -> None:
 
 
 def interval(row: Mapping[str, Any], *, signed: bool = False) -> str:
-    """A value with its interval below it; a dash where it is null."""
+    """A value with its interval, where there is one, below it; a dash where it is null."""
     if row["value"] is None:
         return "-"
-    form = "{:+.3f}" if signed else "{:.3f}"
-    return f"{form.format(row['value'])}\n[{row['low']:.2f}, {row['high']:.2f}]"
+    shown = f"{row['value']:{'+' if signed else ''}.3f}"
+    if row["low"] is None:
+        return shown
+    return f"{shown}\n[{row['low']:.2f}, {row['high']:.2f}]"

@@ -22,7 +22,7 @@ from tjd.commands.common import (
     with_bar,
     writable,
 )
-from tjd.commands.judges import training_bars
+from tjd.commands.judges import require_folder, training_bars
 from tjd.commands.terminal import answers_to, interval, print_grid, progress, say
 from tjd.config import ProbeHacksConfig, TrainJudgeConfig, TransferConfig, as_dict
 from tjd.errors import ConfigError, DataError
@@ -115,9 +115,9 @@ def transfer_command(
     """Find out which specialists are worth having: each one judges every category, and the fewest that suffice are named.
 
     The matrix has a row per category trained on and a column per category tested on (the paper's Figure 5, for judges). Of
-    every number of specialists the best set is searched exactly: each category takes its best specialist in the set, chosen
-    on validation; what is shown is measured on the test split. All categories with both verdicts are taken, or those of
-    `--category`. The flags of training count where specialists are trained.
+    every number of specialists, where there are at most 12, the best set is searched exactly: each category takes its best
+    specialist in the set, chosen on validation; what is shown is measured on the test split. All categories with both
+    verdicts are taken, or those of `--category`. The flags of training count where specialists are trained.
     """
     need("transfer", "train", "torch", "transformers", "peft")
     from tjd import tables
@@ -127,6 +127,7 @@ def transfer_command(
 
     if figure:
         require_figure("transfer", figure)
+    require_folder(judges)
     table = tables.open_table(labels, "labels", need=train_judge.NEED, not_null=("query_id", "query", "constraint"))
     wanted = training.category
     rows = [row for row in rows_of(table, where, limit) if not wanted or row["category"] in wanted]
@@ -196,7 +197,7 @@ def _print_transfer(found: "Transfer", config: TransferConfig, to: IO[str], *, a
     from rich.table import Table as Grid
 
     from tjd.metrics import plain
-    from tjd.stages.transfer import smallest
+    from tjd.stages.transfer import MOST_SEARCHED, smallest
 
     if as_json:
         best = [asdict(each) | {"test": plain(each.test)} for each in found.best]
@@ -214,6 +215,9 @@ def _print_transfer(found: "Transfer", config: TransferConfig, to: IO[str], *, a
     for row in trained:
         grid.add_row(row, *(interval(cells[row, category]) for category in tested))
     print_grid(grid, to)
+    if not found.best:
+        say(f"{len(trained)} specialists are too many to search every set of; at most {MOST_SEARCHED} are")
+        return
     sets = Grid(title=f"The best set of every size, by the {name} of its worst category")
     for column in ("specialists", "validation (chosen by)", "test"):
         sets.add_column(column, justify="left" if column == "specialists" else "right")

@@ -154,7 +154,7 @@ def _decide(rows_B_C: Sequence[Sequence[Row]], score: Score, check: Check) -> li
     softs = {key: _judged(row) for key, row in distinct.items() if row["kind"] == "soft"}
     scored = score(list(softs.values())) if softs else []
     known = dict(zip(softs, scored, strict=True))
-    known |= {key: _checked(row, check) for key, row in distinct.items() if row["kind"] == "rule"}
+    known |= {key: _checked(row, check) for key, row in distinct.items() if row["kind"] != "soft"}
     return [[known[_same(row)] for row in rows_C] for rows_C in rows_B_C]
 
 
@@ -168,6 +168,8 @@ def _judged(row: Row) -> Row:
 
 
 def _checked(row: Row, check: Check) -> Verdict:
+    if row["kind"] != "rule":
+        return Verdict(None, error=f"the constraint is of the kind '{row['kind']}', neither rule nor soft")
     try:
         kwargs = json.loads(row["kwargs"] or "{}")
     except json.JSONDecodeError as exc:
@@ -194,7 +196,7 @@ def _abstained(verdicts_C: Sequence[Verdict]) -> bool:
 def _reward(rows_C: Sequence[Row], verdicts_C: Sequence[Verdict], soft_reward: SoftReward) -> Reward:
     values: dict[str, list[float | None]] = {"rule": [], "soft": []}
     for row, verdict in zip(rows_C, verdicts_C, strict=True):
-        values[row["kind"]].append(_value(verdict, row["kind"], soft_reward))
+        values["soft" if row["kind"] == "soft" else "rule"].append(_value(verdict, row["kind"], soft_reward))
     return combine(values["rule"], values["soft"])
 
 

@@ -5,15 +5,19 @@ data and measured metrics), a folder of weights per specialist, `metrics.parquet
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from tjd import backbone
+from safetensors import SafetensorError
+
+from tjd import __version__, backbone
 from tjd.calibration import tempered
 from tjd.config import TrainJudgeConfig
-from tjd.errors import ConfigError, DataError
+from tjd.errors import ConfigError, DataError, first_line
 from tjd.judge import encoder as classify
 from tjd.judge import probe
 from tjd.judge.encoder import Classifier, Pairs
@@ -27,6 +31,11 @@ from tjd.tables import text_id
 
 MANIFEST = "manifest.json"
 LIMITS = ("max_instruction_tokens", "max_response_tokens")
+NEED = (
+    *("base", "layout", "head", "full", "first_layers", "specialists", "categories", "prompt", "verdict_ids", "config"),
+    *LIMITS,
+)  # of a manifest
+RECORD = "specialist.json"  # in a specialist's folder, written last: without it, it was not finished
 QUERIES = "train_queries.txt"  # digests of the queries trained on, to tell when a test is no test
 
 
@@ -134,33 +143,70 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"{folder} holds no judges ({MANIFEST} is missing); train them with: tjd train-judge")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as exc:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as exc:
         raise DataError(f"{path} is damaged ({exc}); train the judges anew") from exc
+    lacking = [name for name in NEED if not isinstance(manifest, dict) or name not in manifest]
+    if lacking:
+        raise DataError(f"{path} lacks '{lacking[0]}'; train the judges anew")
+    return manifest
+
+
+def settings_of(manifest: Mapping[str, Any]) -> TrainJudgeConfig:
+    """What an ensemble was trained under; settings of before some were there have the defaults.
+
+    Raises:
+        DataError: It has settings that are not of this version.
+    """
+    saved: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in manifest["config"].items()
+    }
+    unknown = sorted(saved.keys() - {field.name for field in fields(TrainJudgeConfig)})
+    if unknown:
+        raise DataError(
+            f"the judges were trained by tjd {manifest.get('version')} with a setting '{unknown[0]}' that {__version__} does "
+            "not know; take that version, or train them anew"
+        )
+    return TrainJudgeConfig(**saved)
+
+
+def prompt_of(manifest: Mapping[str, Any]) -> Prompt:
+    """The text that the judges were trained with, whatever the prompt's file says by now."""
+    return Prompt(manifest["prompt"]["name"], manifest["prompt"]["text"])
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write what an ensemble says of itself, at once and whole: from then on it can be loaded."""
+    partial = folder / f".{MANIFEST}.partial"
+    partial.write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+    os.replace(partial, folder / MANIFEST)
 
 
 def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> Ensemble:
     """Load an ensemble for scoring.
 
     Raises:
-        DataError: The folder holds no ensemble, or weights are missing.
+        DataError: The folder holds no ensemble, or weights are missing or of another training.
         ConfigError: Its base model cannot be loaded, or its tokenizer gives other verdict tokens.
     """
     from peft import PeftModel
 
     folder, manifest = Path(folder), read_manifest(folder)
     for specialist in manifest["specialists"]:
-        if not (folder / specialist).is_dir():
+        if not all((folder / specialist / name).is_file() for name in _files(manifest)):
             raise DataError(f"{folder} lacks the weights of the specialist '{specialist}'; train the judges anew")
-    prompt = Prompt(manifest["prompt"]["name"], manifest["prompt"]["text"])
+        trained_as = manifest.get("fingerprints", {}).get(specialist)  # null in manifests of before there were any
+        if trained_as and trained_as != fingerprint_of(folder / specialist):
+            raise DataError(f"the judges in {folder} are half trained ('{specialist}'); run tjd train-judge again")
     read_as = TrainJudgeConfig(**{name: manifest[name] for name in ("head", *LIMITS)})
-    encoder = make_encoder(manifest["base"], prompt, read_as)
+    encoder = make_encoder(manifest["base"], prompt_of(manifest), read_as)
     seats = {name: _seat(seat) for name, seat in manifest["categories"].items()}
     if isinstance(encoder, Pairs):
-        classifiers = [
-            Classifier(name, backbone.load_classifier(str(folder / name), device=device, dtype=dtype), encoder)
-            for name in manifest["specialists"]
-        ]
+        classifiers = []
+        for name in manifest["specialists"]:
+            with _whole(folder / name):
+                model = backbone.load_classifier(str(folder / name), device=device, dtype=dtype)
+                classifiers.append(Classifier(name, model, encoder))
         return Ensemble(classifiers, encoder, seats)
     verdicts = verdict_ids(encoder.tokenizer)
     if list(verdicts) != manifest["verdict_ids"]:
@@ -170,19 +216,48 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> En
     specialists = []
     if manifest["full"]:
         for name in manifest["specialists"]:
-            model: Any = backbone.load_model(str(folder / name), device=device, dtype=dtype)
+            with _whole(folder / name):
+                model: Any = backbone.load_model(str(folder / name), device=device, dtype=dtype)
             specialists.append(merged(model, name, 0, verdicts))
     else:
         base: Any = backbone.load_model(manifest["base"], device=device, dtype=dtype)
         for name in manifest["specialists"]:
             first_layer = manifest["first_layers"][name]
-            if manifest["head"] == "probe":
-                specialists.append(probe.load(folder / name, name, base.get_decoder(), first_layer))
-                continue
-            with own_copy(base, first_layer), backbone.without_peft_noise():
-                model = PeftModel.from_pretrained(base, str(folder / name))
-                specialists.append(merged(model, name, first_layer, verdicts))
+            with _whole(folder / name):
+                if manifest["head"] == "probe":
+                    specialists.append(probe.load(folder / name, name, base.get_decoder(), first_layer))
+                    continue
+                with own_copy(base, first_layer), backbone.without_peft_noise():
+                    model = PeftModel.from_pretrained(base, str(folder / name))
+                    specialists.append(merged(model, name, first_layer, verdicts))
     return Ensemble(specialists, encoder, seats)
+
+
+def fingerprint_of(specialist: Path) -> str | None:
+    """What a finished specialist's weights depend on; null if it was not finished."""
+    try:
+        return json.loads((specialist / RECORD).read_text())["fingerprint"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _files(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a specialist's folder must hold; peft would look for missing files on the hub."""
+    if manifest["head"] == "probe":
+        return (probe.WEIGHTS,)
+    if manifest["full"] or manifest["head"] == "encoder":
+        return ("config.json",)
+    return ("adapter_config.json", "adapter_model.safetensors")
+
+
+@contextmanager
+def _whole(specialist: Path) -> Iterator[None]:
+    """Map the ways in which weights can be damaged to one line."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as exc:
+        told = f"the weights in {specialist} cannot be loaded ({first_line(exc)}); if they are damaged, train them anew"
+        raise DataError(told) from exc
 
 
 def _seat(saved: Mapping[str, Any]) -> Seat:

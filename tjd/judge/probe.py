@@ -35,6 +35,10 @@ class Part:
     followed_N: np.ndarray
     weight_N: np.ndarray
 
+    def of(self, features_NF: torch.Tensor) -> np.ndarray:
+        """Their features, in float32."""
+        return features_NF[torch.from_numpy(self.index_N)].float().numpy()
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:
@@ -68,8 +72,8 @@ def read(
     on_batch: Callable[[int], None] = lambda done: None,
     *,
     budget: int = TOKENS_PER_BATCH,
-) -> dict[int, np.ndarray]:
-    """What is pooled of each judgement at some layers, {layer: [N, F]} in float32.
+) -> dict[int, torch.Tensor]:
+    """What is pooled of each judgement at some layers, {layer: [N, F]} in the precision of the states.
 
     Raises:
         ConfigError: The decoder has no such layer, or its attention is not that of token trees.
@@ -81,8 +85,8 @@ def read(
         raise ConfigError("this model's attention is not one that --head probe can read; take --head verdict")
     done = 0
     n_features = len(POOLS) * decoder.config.hidden_size
-    features = {layer: np.zeros((len(judgements), n_features), np.float32) for layer in layers}
-    device = next(decoder.parameters()).device
+    device, dtype = (weights := next(decoder.parameters())).device, weights.dtype
+    features = {layer: torch.zeros(len(judgements), n_features, dtype=dtype) for layer in layers}
     with torch.inference_mode():
         for groups in tree.batches(judgements, budget):
             whole = tree.pack(groups).to(device)
@@ -91,7 +95,7 @@ def read(
                 with tree.only_layers(decoder, below, layer):
                     hidden_ND = tree.forward(decoder, whole, hidden_ND)
                 below = layer
-                pooled_JF = tree.pool(whole, hidden_ND, POOLS).cpu().numpy()
+                pooled_JF = tree.pool(whole, hidden_ND, POOLS).to("cpu", dtype)
                 for same, pooled_F in zip(whole.members, pooled_JF, strict=True):
                     features[layer][list(same)] = pooled_F
             done += sum(len(same) for same in whole.members)
@@ -99,18 +103,28 @@ def read(
     return features
 
 
-def fit(layer: int, features_NF: np.ndarray, followed_N: np.ndarray, weight_N: np.ndarray, strength: float) -> Probe:
-    """Logistic regression on standardised features, folded into one weight and one bias for the features as they are."""
-    scaler = StandardScaler().fit(features_NF)
-    model: Any = LogisticRegression(C=strength, max_iter=1000)
-    model.fit(scaler.transform(features_NF), followed_N, sample_weight=weight_N)
+def fit(
+    layer: int, features_NF: np.ndarray, followed_N: np.ndarray, weight_N: np.ndarray, strengths: Sequence[float]
+) -> list[Probe]:
+    """Logistic regression on standardised features, folded into one weight and one bias for the features as they are.
+
+    Returns:
+        A probe per strength.
+    """
+    scaler = StandardScaler()
+    standard_NF = scaler.fit_transform(features_NF)
     scale_F, mean_F = np.asarray(scaler.scale_), np.asarray(scaler.mean_)
-    weight_F = model.coef_[0] / scale_F
-    return Probe(layer, weight_F.astype(np.float32), float(model.intercept_[0] - weight_F @ mean_F), strength)
+    probes = []
+    for strength in strengths:
+        model: Any = LogisticRegression(C=strength, max_iter=1000).fit(standard_NF, followed_N, sample_weight=weight_N)
+        weight_F = model.coef_[0] / scale_F
+        bias = float(model.intercept_[0] - weight_F @ mean_F)
+        probes.append(Probe(layer, weight_F.astype(np.float32), bias, strength))
+    return probes
 
 
 def choose(
-    features: Mapping[int, np.ndarray], train: Mapping[str, Part], validation: Mapping[str, Part]
+    features: Mapping[int, torch.Tensor], train: Mapping[str, Part], validation: Mapping[str, Part]
 ) -> tuple[dict[str, Probe], list[dict[str, Any]]]:
     """Fit a probe per specialist for every layer and strength, and keep those of the layer and strength that do best.
 
@@ -129,15 +143,18 @@ def choose(
     tried: list[dict[str, Any]] = []
     best: dict[str, Probe] = {}
     for layer, features_NF in features.items():
-        for strength in STRENGTHS:
-            probes = {
-                name: fit(layer, features_NF[part.index_N], part.followed_N, part.weight_N, strength)
-                for name, part in train.items()
-            }
+        fitted = {
+            name: fit(layer, part.of(features_NF), part.followed_N, part.weight_N, STRENGTHS)
+            for name, part in train.items()
+        }
+        tested = {
+            name: part.of(features_NF) for name, part in validation.items() if len(np.unique(part.followed_N)) == 2
+        }
+        for place, strength in enumerate(STRENGTHS):
+            probes = {name: of_strength[place] for name, of_strength in fitted.items()}
             areas = [
-                float(roc_auc_score(part.followed_N, probes[name].logits(features_NF[part.index_N])))
-                for name, part in validation.items()
-                if len(np.unique(part.followed_N)) == 2
+                float(roc_auc_score(validation[name].followed_N, probes[name].logits(part_NF)))
+                for name, part_NF in tested.items()
             ]
             tried.append({"layer": layer, "strength": strength, "auroc": float(np.mean(areas)) if areas else None})
             if not best or (areas and tried[-1]["auroc"] > max(row["auroc"] for row in tried[:-1])):

@@ -64,9 +64,15 @@ def bench_judge(config: BenchJudgeConfig, on_round: Callable[[Row], None] = lamb
     """Time every contestant on the same judgements, in turn, for some rounds after one to warm up.
 
     Raises:
-        ConfigError: An unknown shape or contestant.
+        ConfigError: An unknown shape or contestant, or a layer that the shape lacks.
     """
     shape = _shape(config.shape)
+    n_layers = shape.get_text_config().num_hidden_layers
+    for name in ("top_layers", "probe_layer"):
+        if (wanted := getattr(config, name)) > n_layers:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} must be at most {n_layers}, this shape's layers, not {wanted}"
+            )
     device, dtype = (
         backbone.choose_device(config.device),
         backbone.choose_dtype(config.dtype, backbone.choose_device(config.device)),

@@ -14,10 +14,19 @@ import numpy as np
 
 from tjd.config import EvalJudgeConfig, Mode
 from tjd.errors import DataError
-from tjd.metrics import estimate, judge_metrics, plain, reliability, resample_weights, thresholds_by_category
+from tjd.metrics import (
+    contributing,
+    estimate,
+    judge_estimates,
+    judge_metrics,
+    plain,
+    reliability,
+    resample_weights,
+    thresholds_by_category,
+)
 from tjd.prompts import Prompt
 from tjd.rewards import Verdict
-from tjd.splits import split_of
+from tjd.splits import soft, split_of, usable
 from tjd.tables import Row, text_id
 from tjd.teacher import Ask
 from tjd.teacher.verdicts import once_more, read, verdict_request
@@ -101,23 +110,22 @@ def eval_judge(
     """
     covered = [row for row in rows if _covered(row, judges)]
     chosen = [row for row in covered if config.split == "all" or split_of(row, split_seed) == config.split]
-    usable = [row for row in chosen if _usable(row)]
-    if not usable:
+    labelled = [row for row in chosen if usable(row)]
+    if not labelled:
         raise DataError(
             f"no labelled row of the split '{config.split}' has a category that the judges cover; see --split"
         )
-    validation = [row for row in covered if split_of(row, split_seed) == "validation" and _usable(row)]
-    scored = {judge.name: _score(judge, usable, validation) for judge in judges}
+    validation = [row for row in covered if split_of(row, split_seed) == "validation" and usable(row)]
+    scored = {judge.name: _score(judge, labelled, validation) for judge in judges}
     valid_N = np.logical_and.reduce([np.isfinite(each.scores_N) for each in scored.values()])
     out = Evaluation([], [])
-    for category in ["all", *sorted({row["category"] for row in usable})]:
-        of_N = np.array([category in ("all", row["category"]) for row in usable])
+    for category in ["all", *sorted({row["category"] for row in labelled})]:
+        of_N = np.array([category in ("all", row["category"]) for row in labelled])
         both_N = of_N & valid_N
         if not both_N.any():
             continue
-        n_lost = len(chosen) - len(usable) if category == "all" else 0
-        n_invalid = int(of_N.sum() - both_N.sum()) + n_lost
-        kept = [row for row, keep in zip(usable, both_N, strict=True) if keep]
+        n_invalid = sum(category in ("all", row["category"]) for row in chosen) - int(both_N.sum())
+        kept = [row for row, keep in zip(labelled, both_N, strict=True) if keep]
         found = _compare(category, kept, {name: each.of(both_N) for name, each in scored.items()}, n_invalid, config)
         out.metrics.extend(found.metrics)
         out.reliability.extend(found.reliability)
@@ -133,7 +141,7 @@ def asked(ask: Ask, name: str, prompt: Prompt, again: Prompt, mode: Mode, table:
     """
     together: dict[Any, list[str]] = {}
     for row in table if mode == "batch" else ():
-        if row.get("kind") != "rule" and row["constraint"] and row["response"] is not None:
+        if soft(row) and row["constraint"] and row["response"] is not None:
             texts = together.setdefault(_response_key(row), [])
             texts += [row["constraint"]] if row["constraint"] not in texts else []
 
@@ -168,7 +176,8 @@ def _compare(
 ) -> Evaluation:
     """The metrics of each judge on rows that all of them scored, and the paired differences from the first."""
     truth_N = np.array([row["followed"] for row in rows], dtype=bool)
-    weights_RN = resample_weights([row["query_id"] for row in rows], seed=config.seed)
+    query_ids = [row["query_id"] for row in rows]
+    weights_RN = resample_weights(query_ids, seed=config.seed)
     shared = {
         "category": category,
         "n": len(rows),
@@ -177,46 +186,46 @@ def _compare(
     }
     out = Evaluation([], [])
     values: dict[str, dict[str, np.ndarray]] = {}
+    n_queries: dict[str, dict[str, int]] = {}
     for name, (scores_N, cut_N, decided_N) in scored.items():
         values[name] = judge_metrics(truth_N, scores_N, cut_N, weights_RN, decided_N)
+        n_queries[name] = contributing(truth_N, scores_N, cut_N, query_ids, decided_N)
         threshold = float(cut_N[0]) if len(set(cut_N.tolist())) == 1 else None
         out.metrics.extend(
-            {"judge": name, "metric": metric, "threshold": threshold, **plain(estimate(values_R)), **shared}
-            for metric, values_R in values[name].items()
+            {"judge": name, "metric": metric, "threshold": threshold, **plain(found), **shared}
+            for metric, found in judge_estimates(values[name], n_queries[name]).items()
         )
         bins = reliability(truth_N, scores_N, weights_RN)
         out.reliability.extend({"judge": name, "category": category, **row} for row in bins)
     first, *others = scored
     for other in others:
         for metric, values_R in values[first].items():
-            difference = estimate(values_R - values[other][metric])
+            n_least = min(n_queries[name][metric] for name in (first, other))
+            difference = estimate(values_R - values[other][metric], n_least)
             out.metrics.append(
                 {"judge": f"{first} - {other}", "metric": metric, "threshold": None, **plain(difference), **shared}
             )
     return out
 
 
-def _score(judge: Judge, usable: Sequence[Row], validation: Sequence[Row]) -> Scored:
-    verdicts = judge.score(usable)
+def _score(judge: Judge, labelled: Sequence[Row], validation: Sequence[Row]) -> Scored:
+    verdicts = judge.score(labelled)
     scores_N = np.array([np.nan if v.score is None else v.score for v in verdicts], dtype=float)
     decided_N = np.array([v.followed is not None for v in verdicts])
     if not judge.choose_thresholds:
         return Scored(scores_N, np.array([0.5 if v.threshold is None else v.threshold for v in verdicts]), decided_N)
     if not validation:
         log.warning("the table has no validation rows: the thresholds of %s stay at 0.5", judge.name)
-        return Scored(scores_N, np.full(len(usable), 0.5), decided_N)
+        return Scored(scores_N, np.full(len(labelled), 0.5), decided_N)
     known = [(row, v) for row, v in zip(validation, judge.score(validation), strict=True) if v.score is not None]
     cuts = thresholds_by_category(
         [row["category"] for row, _ in known],
         np.array([row["followed"] for row, _ in known], dtype=bool),
         np.array([v.score for _, v in known], dtype=float),
     )
-    return Scored(scores_N, np.array([cuts.get(row["category"], 0.5) for row in usable]), decided_N)
-
-
-def _usable(row: Row) -> bool:
-    return row["followed"] is not None and row["response"] is not None
+    return Scored(scores_N, np.array([cuts.get(row["category"], 0.5) for row in labelled]), decided_N)
 
 
 def _covered(row: Row, judges: Sequence[Judge]) -> bool:
-    return row["category"] is not None and all(j.categories is None or row["category"] in j.categories for j in judges)
+    known = soft(row) and row["category"] is not None
+    return known and all(j.categories is None or row["category"] in j.categories for j in judges)

@@ -14,9 +14,9 @@ from tjd import tables
 from tjd.config import ProbeHacksConfig
 from tjd.errors import DataError, TrainingError
 from tjd.judge import hacks
-from tjd.metrics import Estimate, estimate, plain, resample_weights
+from tjd.metrics import Estimate, plain, resample_weights, share
 from tjd.rewards import Verdict
-from tjd.splits import split_of
+from tjd.splits import soft, split_of
 from tjd.tables import Row
 
 NEED = ("query",)
@@ -68,17 +68,19 @@ def probe_hacks(
         split_seed: The seed that the judges' training split was drawn with.
 
     Raises:
-        DataError: No soft constraint of the split has a category that the judges cover.
+        DataError: No soft constraint of the split has a category that the judges cover, or there is no probe for them.
     """
     covered = set(categories)
-    soft = [pair for row in rows for pair in _soft(row) if pair["category"] in covered]
-    of_split = [row for row in soft if config.split == "all" or split_of(row, split_seed) == config.split]
+    pairs = [pair for row in rows for pair in _soft(row) if pair["category"] in covered]
+    of_split = [row for row in pairs if config.split == "all" or split_of(row, split_seed) == config.split]
     if not of_split:
         raise DataError(
             f"no soft constraint of the split '{config.split}' has a category that the judges cover; see --split"
         )
     chosen = hacks.sample(of_split, config.per_category, seed=config.seed)
     built = hacks.build(chosen, [probe for probe in probes if probe.family == "test"], seed=config.seed)
+    if not built:
+        raise DataError("no probe could be built: all need a followed response to another query; give labels")
     shown = [
         {name: row[name] for name in ("query", "instruction", "response", "constraint", "category")} for row in built
     ]
@@ -114,7 +116,7 @@ def worst_probe(metrics: Sequence[Row], category: str | None = None) -> Row | No
 def _soft(row: Row) -> Iterable[Row]:
     """The soft constraints of a row of either kind of table, with the keys that foreign tables lack."""
     for pair in tables.one_per_constraint(row):
-        if pair.get("kind") != "rule" and pair.get("constraint") and row["query"] is not None:
+        if soft(pair) and pair.get("constraint") and row["query"] is not None:
             yield pair | {"query_id": row.get("query_id") or tables.text_id(row["query"])}
 
 
@@ -125,13 +127,13 @@ def _metrics(scored: Sequence[Row], judge: str, seed: int) -> Iterable[Row]:
         for name in [None, *names]:
             rows = [row for row in scored if category in ("all", row["category"]) and name in (None, row["probe"])]
             valid = [row for row in rows if row["score"] is not None]
-            share = _share([bool(row["followed"]) for row in valid], [row["query_id"] for row in valid], seed)
+            accepted = _share([bool(row["followed"]) for row in valid], [row["query_id"] for row in valid], seed)
             thresholds = {row["threshold"] for row in valid}
             yield {
                 "judge": judge,
                 "category": category,
                 "metric": METRIC if name is None else f"{METRIC}/{name}",
-                **plain(share),
+                **plain(accepted),
                 "n": len(valid),
                 "n_invalid": len(rows) - len(valid),
                 "prevalence": 0.0,
@@ -140,12 +142,9 @@ def _metrics(scored: Sequence[Row], judge: str, seed: int) -> Iterable[Row]:
 
 
 def _share(accepted: Sequence[bool], query_ids: Sequence[str], seed: int) -> Estimate:
-    """The share accepted; where all rows agree, resampling knows no doubt, and the exact bound of n queries stands in."""
+    """The share accepted."""
     if not accepted:
         return Estimate(float("nan"), float("nan"), float("nan"))
     weights_RN = resample_weights(query_ids, seed=seed)
-    share = estimate(weights_RN @ np.array(accepted, dtype=np.float32) / weights_RN.sum(axis=1))
-    unseen = 1 - 0.025 ** (1 / len(set(query_ids)))  # Clopper and Pearson's bound at 0 or n of n
-    if not any(accepted):
-        return Estimate(0.0, 0.0, unseen)
-    return Estimate(1.0, 1 - unseen, 1.0) if all(accepted) else share
+    accepted_R = weights_RN @ np.array(accepted, dtype=np.float32) / weights_RN.sum(axis=1)
+    return share(accepted_R, len(set(query_ids)))

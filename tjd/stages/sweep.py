@@ -19,6 +19,7 @@ import pyarrow as pa
 from tjd import tables
 from tjd.config import TrainJudgeConfig
 from tjd.errors import ConfigError, DataError, TrainingError
+from tjd.judge.ensemble import MANIFEST
 from tjd.tables import Row
 
 SWEEP = pa.schema(
@@ -189,7 +190,10 @@ def _finished(points: Sequence[Combination], out: Path, *, keep: bool) -> dict[i
 
 def _adopt(trained: Path, out: Path) -> None:
     """Copy a combination's specialists, each at once or not at all; where they are missing, they are in place already."""
-    for folder in sorted(path for path in trained.glob("*") if path.is_dir()):
+    found = sorted(path for path in trained.glob("*") if path.is_dir())
+    if found:
+        (out / MANIFEST).unlink(missing_ok=True)  # it must not describe the weights to come
+    for folder in found:
         incomplete = out / f".{folder.name}.partial"
         for target in (incomplete, out / folder.name):
             shutil.rmtree(target, ignore_errors=True)

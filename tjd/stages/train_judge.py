@@ -30,9 +30,9 @@ from tjd.judge.encoder import Classifier, Pairs
 from tjd.judge.prompt import Encoder, verdict_ids
 from tjd.judge.score import Specialist
 from tjd.judge.train import Example, add_adapter, class_weights, first_adapted_layer, fit, merged, own_copy
-from tjd.metrics import METRICS, estimate, judge_metrics, resample_weights
+from tjd.metrics import METRICS, contributing, judge_estimates, judge_metrics, resample_weights
 from tjd.prompts import Prompt
-from tjd.splits import SPLITS, split_of
+from tjd.splits import soft, split, usable
 from tjd.tables import Row, text_id
 
 log = logging.getLogger(__name__)
@@ -56,9 +56,8 @@ HISTORY = pa.schema(
 
 CALIBRATION = ("target_precision", "abstain")  # chosen after training: other values keep the weights
 
-RECORD = "specialist.json"  # written last: a specialist without it was not finished
-
 OnStep = Callable[[str, Mapping[str, Any]], None]
+Plan = Mapping[str, Sequence[str]]  # specialist -> the categories it judges
 Trained = tuple[Specialist | Classifier, list[Row]]  # and its history
 
 
@@ -83,7 +82,7 @@ def train_judge(
     """Train the specialists of a layout and write the ensemble.
 
     Args:
-        rows: LABELS; rules and rows without a verdict or a response are left out and counted.
+        rows: LABELS; rules, rows without a verdict or a response, and categories that get no judge are left out.
         categories: The taxonomy.
         prompt: The judge prompt.
         config: The settings.
@@ -96,28 +95,30 @@ def train_judge(
         The manifest.
 
     Raises:
-        DataError: A category has rows of one class only, or none.
+        DataError: A category has rows of one class only, or none; or a query is on two sides of the split.
         ConfigError: An unknown category, a base that cannot have this head, or one whose verdicts are not single tokens.
         TrainingError: The loss is not finite.
     """
-    usable = [row for row in rows if row["followed"] is not None and row["response"] is not None and row["category"]]
-    plan = specialists(usable, categories, config)
-    by_split = {name: [row for row in usable if split_of(row, config.seed) == name] for name in SPLITS}
-    for category in sorted({c for members in plan.values() for c in members}):
+    labelled = [row for row in rows if usable(row)]
+    plan = specialists(labelled, categories, config)
+    judged = {category for members in plan.values() for category in members}
+    by_split = split((row for row in labelled if row["category"] in judged), config.seed)
+    for category in sorted(judged):
         _require_both_classes(category, by_split)
     if config.balance == "rows":
-        for part in ("train", "validation"):
-            by_split[part] = balanced(by_split[part], config.seed)
-    judged = [row for row in by_split["train"] if any(row["category"] in members for members in plan.values())]
-    probes = hacks.negatives(judged, hacks.load(), config.harden, seed=config.seed)
-    swapped = swaps.negatives(judged, config.swap, seed=config.seed)
+        by_split["train"] = balanced(by_split["train"], config.seed)
+    probes = hacks.negatives(by_split["train"], hacks.load(), config.harden, seed=config.seed)
+    swapped = swaps.negatives(by_split["train"], config.swap, seed=config.seed)
     by_split["train"] += probes + swapped  # after balancing: what was evened out are real responses
     classify.require_base(config.base, config.head)
     encoder = ensemble.make_encoder(config.base, prompt, config)
     verdicts = None if isinstance(encoder, Pairs) else verdict_ids(encoder.tokenizer)
     out.mkdir(parents=True, exist_ok=True)
-    current = fingerprint(config, prompt, data_digest)
-    todo = {name: members for name, members in plan.items() if not _is_current(out / name / RECORD, current)}
+    current = {name: fingerprint(config, prompt, data_digest, plan, name) for name in plan}
+    todo = {name: plan[name] for name in plan if ensemble.fingerprint_of(out / name) != current[name]}
+    if todo:
+        (out / ensemble.MANIFEST).unlink(missing_ok=True)  # it must not describe the weights to come
+        todo = plan if config.head == "probe" else todo
     parts = {
         name: Parts(*(_examples(encoder, by_split[key], members) for key in ("train", "validation")))
         for name, members in todo.items()
@@ -126,13 +127,13 @@ def train_judge(
     for specialist, history in train(parts, encoder, config, out, on_step) if todo else ():
         examples = parts[specialist.name].validation
         record = {
-            "fingerprint": current,
+            "fingerprint": current[specialist.name],
             "first_layer": specialist.first_layer,
             "history": history,
             "validation": _validation(specialist, examples),
         }
-        (out / specialist.name / RECORD).write_text(json.dumps(record, indent=1))
-    records = {name: json.loads((out / name / RECORD).read_text()) for name in plan}
+        (out / specialist.name / ensemble.RECORD).write_text(json.dumps(record, indent=1))
+    records = {name: json.loads((out / name / ensemble.RECORD).read_text()) for name in plan}
     seats = {
         category: _seat(name, category, records[name]["validation"], config)
         for name, members in plan.items() for category in members
@@ -147,6 +148,7 @@ def train_judge(
         "layout": config.layout,
         "head": config.head,
         "full": config.full,
+        "fingerprints": current,
         "first_layers": {name: record["first_layer"] for name, record in records.items()},
         "specialists": list(plan),
         "categories": seats,
@@ -156,7 +158,8 @@ def train_judge(
         "max_response_tokens": config.max_response_tokens,
         "data": {
             "sha256": data_digest,
-            "n_invalid": len(rows) - len(usable),
+            "n_rules": sum(not soft(row) for row in rows),
+            "n_invalid": sum(soft(row) and not usable(row) and row["category"] in (*judged, None) for row in rows),
             "n": {key: len(part) for key, part in by_split.items()},
             "n_probes": len(probes),  # among those of train
             "n_swapped": len(swapped),  # and these
@@ -164,14 +167,19 @@ def train_judge(
         "sweep": sweep,
         "config": as_dict(config),
     }
-    (out / ensemble.MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+    ensemble.write_manifest(out, manifest)
     return manifest | {"history": [row for record in records.values() for row in record["history"]]}
 
 
-def fingerprint(config: TrainJudgeConfig, prompt: Prompt, data_digest: str) -> str:
-    """A digest of all that trained weights depend on."""
+def fingerprint(
+    config: TrainJudgeConfig, prompt: Prompt, data_digest: str, plan: Plan, specialist: str | None = None
+) -> str:
+    """A digest of all that the weights of one specialist, or of all, depend on."""
     trained = {name: value for name, value in as_dict(config).items() if name not in CALIBRATION}
-    return text_id(__version__, json.dumps(trained, sort_keys=True), data_digest, prompt.digest)
+    # the layer and strength of probes are chosen for all
+    judged = plan if specialist is None or config.head == "probe" else plan[specialist]
+    of = [specialist, judged, backbone.digest(config.base)]
+    return text_id(__version__, json.dumps([trained, of], sort_keys=True), data_digest, prompt.digest)
 
 
 def balanced(rows: Sequence[Row], seed: int) -> list[Row]:
@@ -223,7 +231,8 @@ def card(manifest: Mapping[str, Any]) -> str:
         f"- trained by tjd {manifest['version']}: {_how(manifest)}",
         *_asked(manifest),
         f"- labels SHA-256 {data['sha256'][:12]}: {data['n']['train']} rows in train, {data['n']['validation']} in "
-        f"validation, {data['n']['test']} in test (by query); {data['n_invalid']} without a verdict were left out; "
+        f"validation, {data['n']['test']} in test (by query); {data['n_invalid']} without a verdict and "
+        f"{data['n_rules']} rules were left out; "
         f"{data['n_probes']} of the training rows are hack probes and {data['n_swapped']} have the constraint of another "
         "query, all not followed",
         "- thresholds and the kept epoch were chosen on validation, so the figures below flatter the judges: measure them "
@@ -305,6 +314,7 @@ def _train_verdicts(
             base = backbone.load_model(config.base, dtype="float32" if config.full else config.dtype)
         first_layer = first_adapted_layer(config, base.config.get_text_config().num_hidden_layers)
         with nullcontext() if config.full else own_copy(base, first_layer):
+            _seed(config, name)
             model = base if config.full else add_adapter(base, config)
             report = partial(on_step, name)
             history = fit(model, part.train, part.validation, verdicts, config, report)
@@ -318,7 +328,7 @@ def _train_encoders(
 ) -> Iterator[Trained]:
     """Train a classifier per part, and save it."""
     for name, part in parts.items():
-        torch.manual_seed(config.seed)  # its head is drawn at random
+        _seed(config, name)
         classifier = Classifier(name, backbone.load_classifier(config.base, dtype="float32"), encoder)
         history = classify.fit(classifier, part.train, part.validation, config, partial(on_step, name))
         with _new_folder(out / name) as folder:
@@ -355,6 +365,11 @@ def _train_probes(
         with _new_folder(out / name) as folder:
             found.save(folder)
         yield probe.load(out / name, name, decoder, found.layer), [{"specialist": name, **row} for row in tried]
+
+
+def _seed(config: TrainJudgeConfig, specialist: str) -> None:
+    """Draw what a specialist starts from as if it were trained alone, so that a resumed run trains the same."""
+    torch.manual_seed(int(text_id(str(config.seed), specialist), 16))
 
 
 @contextmanager
@@ -394,11 +409,14 @@ def _seat(specialist: str, category: str, validation: Sequence[Row], config: Tra
     measured: dict[str, Any] = {}
     raw_error = None
     if len(np.unique(truth_N)) == 2:
-        weights_RN = resample_weights([row["query_id"] for row in rows], seed=config.seed)
+        query_ids = [row["query_id"] for row in rows]
+        weights_RN = resample_weights(query_ids, seed=config.seed)
         scores_N = tempered(raw_N, chosen.temperature)
         low, high = chosen.band or (1.0, 1.0)
-        values = judge_metrics(truth_N, scores_N, chosen.threshold, weights_RN, (scores_N <= low) | (scores_N >= high))
-        measured = {metric: _plain(estimate(values_R)) for metric, values_R in values.items()}
+        decided_N = (scores_N <= low) | (scores_N >= high)
+        values = judge_metrics(truth_N, scores_N, chosen.threshold, weights_RN, decided_N)
+        n_queries = contributing(truth_N, scores_N, chosen.threshold, query_ids, decided_N)
+        measured = {metric: _plain(found) for metric, found in judge_estimates(values, n_queries).items()}
         raw_error = float(judge_metrics(truth_N, raw_N, chosen.threshold, weights_RN[:1])["ece"][0])
     else:
         log.warning("validation has one class only for '%s': its threshold stays at 0.5", category)
@@ -435,13 +453,6 @@ def _require_both_classes(category: str, by_split: Mapping[str, Sequence[Row]]) 
         raise DataError(f"{told}; sample more responses (tjd sample --condition) or leave it out with --category")
 
 
-def _is_current(done: Path, fingerprint: str) -> bool:
-    try:
-        return json.loads(done.read_text())["fingerprint"] == fingerprint
-    except (OSError, ValueError, KeyError):
-        return False
-
-
 def _plain(value: Any) -> list[float | None]:
     return [None if np.isnan(x) else round(x, 4) for x in (value.value, value.low, value.high)]
 
@@ -449,4 +460,6 @@ def _plain(value: Any) -> list[float | None]:
 def _interval(value: Sequence[float | None] | None) -> str:
     if value is None or value[0] is None:
         return "-"
+    if value[1] is None:
+        return f"{value[0]:.2f}"
     return f"{value[0]:.2f} [{value[1]:.2f}, {value[2]:.2f}]"

@@ -16,10 +16,11 @@ from tjd.config import TransferConfig
 from tjd.errors import DataError
 from tjd.metrics import Estimate, best_threshold, estimate, judge_metrics, plain, resample_weights
 from tjd.rewards import Verdict
-from tjd.splits import split_of
+from tjd.splits import split_of, usable
 from tjd.tables import Row
 
 SHOWN = ("auroc", "balanced_accuracy")
+MOST_SEARCHED = 12  # specialists: every further one doubles the number of sets
 MEASURED = ("validation", "test")
 
 Scorer = Callable[[Sequence[Mapping[str, Any]]], Sequence[Verdict]]
@@ -40,7 +41,7 @@ class Transfer(NamedTuple):
     """What was found."""
 
     metrics: list[Row]  # METRICS: `judge` is the category trained on, `category` the one tested on
-    best: list[Best]  # for one specialist, two, ... all
+    best: list[Best]  # for one specialist, two, ... all; none where they are more than `MOST_SEARCHED`
 
 
 class Cell(NamedTuple):
@@ -58,7 +59,7 @@ def categories_to_test(rows: Iterable[Row], seed: int, splits: Sequence[str] = M
     """The categories with both verdicts in each of the splits, in alphabetical order."""
     found: dict[str, set[tuple[str, bool]]] = {}
     for row in rows:
-        if _usable(row) and split_of(row, seed) in splits:
+        if usable(row) and split_of(row, seed) in splits:
             found.setdefault(row["category"], set()).add((split_of(row, seed), row["followed"]))
     return sorted(category for category, cells in found.items() if len(cells) == 2 * len(splits))
 
@@ -77,8 +78,8 @@ def transfer(
     Raises:
         DataError: No category has both verdicts in the validation and in the test split.
     """
-    usable = [row for row in rows if _usable(row)]
-    found = categories_to_test(usable, split_seed)
+    labelled = [row for row in rows if usable(row)]
+    found = categories_to_test(labelled, split_seed)
     categories = [
         *(name for name in specialists if name in found),
         *(name for name in found if name not in specialists),
@@ -86,7 +87,7 @@ def transfer(
     if not categories:
         raise DataError("no category has rows of both verdicts in the validation and in the test split; label more")
     parts = {
-        part: [row for row in usable if row["category"] in categories and split_of(row, split_seed) == part]
+        part: [row for row in labelled if row["category"] in categories and split_of(row, split_seed) == part]
         for part in MEASURED
     }
     weights_RN = resample_weights([row["query_id"] for row in parts["test"]], seed=split_seed)
@@ -96,7 +97,8 @@ def transfer(
         for category in categories:
             cells[name, category] = _cell(category, parts, scores, weights_RN)
     metrics = [row for key, cell in cells.items() for row in _rows(*key, cell)]
-    return Transfer(metrics, list(best_sets(cells, config.metric, config.target)))
+    few = len(specialists) <= MOST_SEARCHED
+    return Transfer(metrics, list(best_sets(cells, config.metric, config.target)) if few else [])
 
 
 def best_sets(cells: Mapping[tuple[str, str], Cell], metric: str, target: float) -> Iterable[Best]:
@@ -161,7 +163,3 @@ def _rows(trained: str, tested: str, cell: Cell) -> Iterable[Row]:
             "prevalence": cell.prevalence,
             "threshold": cell.threshold,
         }
-
-
-def _usable(row: Row) -> bool:
-    return row["followed"] is not None and row["response"] is not None and row["category"] is not None

@@ -1,0 +1,175 @@
+"""What a run trains, keeps and leaves behind when it is resumed, stopped or damaged."""
+
+import random
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.test_cli import DEMO, fails
+from tjd import prompts
+from tjd.config import TrainJudgeConfig
+from tjd.errors import DataError
+from tjd.judge import ensemble
+from tjd.judge.prompt import VARIABLES
+from tjd.stages import sweep
+from tjd.stages.train_judge import card, train_judge
+from tjd.taxonomy import load as load_taxonomy
+
+PROMPT = prompts.load("judge.v1", VARIABLES)
+CATEGORIES = ("style", "structure", "semantic")
+
+
+def rows(n=120, **changes):
+    """Followed if and only if the response has an `a`."""
+    rng = random.Random(0)
+    return [
+        {"query_id": f"q{i}", "response_id": f"r{i}", "constraint_id": "c", "query": "q", "constraint": "?", "kind": "soft",
+         "split": "validation" if i // 3 % 3 == 0 else "train", "category": CATEGORIES[i % 3], "followed": i % 2 == 0,
+         "response": ("a" if i % 2 == 0 else "b") + rng.choice("cdefgh") * rng.randrange(4, 12)} | changes
+        for i in range(n)
+    ]  # fmt: skip
+
+
+def settings(base, **changes):
+    return TrainJudgeConfig(**{"base": str(base), "head": "probe", "dtype": "float32", **changes})
+
+
+def train(config, out, table=None, **options):
+    """Train, and tell which specialists were written."""
+    known = options.pop("categories", load_taxonomy())
+    before = {path: path.stat().st_mtime_ns for path in out.glob(f"*/{ensemble.RECORD}")}
+    manifest = train_judge(table or rows(), known, PROMPT, config, out, data_digest="x", **options)
+    after = {path: path.stat().st_mtime_ns for path in out.glob(f"*/{ensemble.RECORD}")}
+    return manifest, {path.parent.name for path in after if after[path] != before.get(path)}
+
+
+def weights(folder):
+    return {path.parent.name: load_file(path) for path in folder.glob("*/*.safetensors")}
+
+
+def test_a_specialist_of_other_categories_is_another(tiny_model_dir, tmp_path):
+    config = settings(tiny_model_dir, layout="1-for-all", head="verdict", epochs=1)
+    known = load_taxonomy()
+    fewer = {name: known[name] for name in ("style", "structure")}
+    few = [row for row in rows() if row["category"] in fewer]
+    assert train(config, tmp_path, few, categories=fewer)[1] == {"all"}
+    assert train(config, tmp_path, few, categories=fewer)[1] == set()
+    assert train(config, tmp_path)[1] == {"all"}
+
+
+def test_a_base_folder_with_other_weights_is_another(tiny_model_dir, tmp_path):
+    from tests.conftest import build_model
+
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model_dir, base)
+    assert train(settings(base), tmp_path / "judges")[1] == set(CATEGORIES)
+    assert train(settings(base), tmp_path / "judges")[1] == set()
+    build_model(base, seed=1)
+    assert train(settings(base), tmp_path / "judges")[1] == set(CATEGORIES)
+
+
+def test_a_retraining_that_is_stopped_leaves_nothing_to_load(tiny_model_dir, tmp_path):
+    config = settings(tiny_model_dir, head="verdict", epochs=1)
+    train(config, tmp_path)
+    before = (tmp_path / ensemble.MANIFEST).read_text()
+
+    def stop(specialist, metrics):
+        if specialist == "structure":
+            raise KeyboardInterrupt
+
+    other = settings(tiny_model_dir, head="verdict", epochs=1, seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(other, tmp_path, on_step=stop)
+    with pytest.raises(DataError, match="holds no judges"):
+        ensemble.load(tmp_path)
+    (tmp_path / ensemble.MANIFEST).write_text(before)  # as an older version would have left it
+    with pytest.raises(DataError, match=r"half trained \('.*'\); run tjd train-judge again"):
+        ensemble.load(tmp_path)
+    assert train(other, tmp_path)[1] == {"structure", "semantic"}
+    ensemble.load(tmp_path)
+
+
+def test_a_sweep_leaves_no_manifest_over_the_weights_it_copies(tiny_model_dir, tmp_path):
+    out, config = tmp_path / "judges", settings(tiny_model_dir)
+    train(config, out)
+    points = sweep.combinations(config, {"harden": ["0.5"]}, lambda each: "x")
+    sweep.sweep(points, out, lambda each, folder: train(each, folder)[0], lambda rows: None)
+    with pytest.raises(DataError, match="holds no judges"):
+        ensemble.load(out)
+
+
+@pytest.mark.parametrize("changes", [{"head": "verdict", "epochs": 1, "lora_layers": 1}, {}], ids=["lora", "probe"])
+def test_a_resumed_run_trains_what_an_uninterrupted_one_does(tiny_model_dir, tmp_path, changes):
+    config = settings(tiny_model_dir, **changes)
+    train(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts" / "structure")
+    torch.manual_seed(7)  # as another process may start
+    trained = train(config, tmp_path / "parts")[1]
+    assert trained == ({"structure"} if changes else set(CATEGORIES))  # the layer of probes is chosen for all together
+    torch.testing.assert_close(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("head", ["verdict", "probe"])
+def test_damaged_judges_are_one_line(tiny_model_dir, tmp_path, head):
+    train(settings(tiny_model_dir, head=head, epochs=1), tmp_path)
+    record = (tmp_path / "style" / ensemble.RECORD).read_text()
+    [file] = (tmp_path / "style").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"the weights in .*style cannot be loaded \("):
+        ensemble.load(tmp_path)
+    shutil.rmtree(tmp_path / "style")
+    (tmp_path / "style").mkdir()
+    (tmp_path / "style" / ensemble.RECORD).write_text(record)
+    with pytest.raises(DataError, match="lacks the weights of the specialist 'style'"):
+        ensemble.load(tmp_path)
+    (tmp_path / ensemble.MANIFEST).write_text("{}")
+    with pytest.raises(DataError, match=r"manifest\.json lacks 'base'; train the judges anew"):
+        ensemble.load(tmp_path)
+
+
+def test_settings_of_another_version_are_named(tiny_model_dir, tmp_path):
+    manifest = train(settings(tiny_model_dir), tmp_path)[0]
+    assert ensemble.settings_of(manifest).head == "probe"
+    manifest["config"]["wings"] = 2
+    with pytest.raises(DataError, match="with a setting 'wings' that"):
+        ensemble.settings_of(manifest)
+
+
+def test_judges_need_a_folder(tmp_path):
+    (tmp_path / "out").write_text("")
+    labels = DEMO / "pool.parquet"  # not looked at
+    for command in (("train-judge", labels, "-o"), ("transfer", labels, "-j")):
+        assert fails(2, *command, tmp_path / "out").endswith("out is a file; name a folder for the judges")
+
+
+def test_rows_are_evened_out_in_training_alone(tiny_model_dir, tmp_path):
+    table = [row | {"followed": row["query_id"] not in ("q1", "q4", "q16")} for row in rows()]
+    table = [row | {"category": "style"} for row in table]
+    plain, even = (
+        train(settings(tiny_model_dir, balance=how), tmp_path / how, table)[0] for how in ("weights", "rows")
+    )
+    assert even["data"]["n"]["train"] == 4 < plain["data"]["n"]["train"]
+    assert even["data"]["n"]["validation"] == plain["data"]["n"]["validation"] == 42
+    assert even["categories"]["style"]["prevalence"] == plain["categories"]["style"]["prevalence"]
+
+
+def test_a_query_on_two_sides_is_named(tiny_model_dir, tmp_path):
+    table = [*rows(), rows()[0] | {"response_id": "other", "split": "train"}]
+    with pytest.raises(DataError, match="the query q0 is in validation and in train; give all its rows one value"):
+        train(settings(tiny_model_dir), tmp_path, table)
+
+
+def test_the_card_counts_what_the_judges_were_trained_on(tiny_model_dir, tmp_path):
+    other, rules = ([row | {"query_id": f"{how} {row['query_id']}"} for row in rows(30)] for how in ("other", "rule"))
+    other = [row | {"category": "layout"} for row in other]
+    rules = [row | {"kind": "rule"} for row in rules]
+    lost = [*rows(3, followed=None), *rows(2, response=None), *rows(1, category="layout", followed=None)]
+    manifest = train(settings(tiny_model_dir), tmp_path, [*rows(), *other, *rules, *lost])[0]
+    data = manifest["data"]
+    assert (data["n"], data["n_rules"], data["n_invalid"]) == ({"train": 78, "validation": 42, "test": 0}, 30, 5)
+    assert len((tmp_path / ensemble.QUERIES).read_text().split()) == 78
+    told = card(manifest)
+    assert "78 rows in train, 42 in validation, 0 in test (by query); 5 without a verdict and 30 rules" in told
