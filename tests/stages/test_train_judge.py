@@ -142,7 +142,7 @@ def test_judges_need_a_folder(tmp_path):
     (tmp_path / "out").write_text("")
     labels = DEMO / "pool.parquet"  # not looked at
     for command in (("train-judge", labels, "-o"), ("transfer", labels, "-j")):
-        assert fails(2, *command, tmp_path / "out").endswith("out is a file; name a folder for the judges")
+        assert fails(3, *command, tmp_path / "out").endswith("out is a file; name a folder")
 
 
 def test_rows_are_evened_out_in_training_alone(tiny_model_dir, tmp_path):

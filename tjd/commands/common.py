@@ -32,7 +32,8 @@ def writable(out: Any) -> Any:
     return out
 
 
-def _writable_folder(out: Path) -> Path:
+def writable_folder(out: Path) -> Path:
+    """Check a folder to write."""
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is a file; name a folder")
     return out
@@ -43,7 +44,7 @@ Out = Annotated[
     typer.Option("--out", "-o", help="Parquet file to write, or `-`.", show_default=False, callback=writable),
 ]
 OutFolder = Annotated[
-    Path, typer.Option("--out", "-o", help="Folder to write.", show_default=False, callback=_writable_folder)
+    Path, typer.Option("--out", "-o", help="Folder to write.", show_default=False, callback=writable_folder)
 ]
 Where = Annotated[list[str], typer.Option("--where", help="Keep rows with COLUMN=VALUE or COLUMN!=VALUE; repeatable.")]
 Limit = Annotated[int, typer.Option("--limit", help="Take only the first rows; 0 takes all.", min=0)]

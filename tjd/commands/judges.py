@@ -46,7 +46,6 @@ def train_judge_command(
     from tjd.stages import sweep as choice
     from tjd.stages import train_judge as stage
 
-    require_folder(out)
     grid = _grid(sweep.sweep)
     known = categories.load(taxonomy)
     prompt = ensemble.load_prompt(config.prompt)
@@ -116,12 +115,6 @@ def score_command(
     inputs, schema = {"table": source}, stage.schema(source.schema)
     chosen = (where, limit)
     write(rows, out, schema, "score", {"dtype": dtype}, inputs, digests=digests, chosen=chosen, null="score")
-
-
-def require_folder(path: Path) -> None:
-    """Raise unless judges can be written there, before any work is done."""
-    if path.exists() and not path.is_dir():
-        raise ConfigError(f"{path} is a file; name a folder for the judges")
 
 
 def _grid(sweep: Sequence[str]) -> dict[str, list[str]]:

@@ -21,8 +21,9 @@ from tjd.commands.common import (
     warn_of_leaks,
     with_bar,
     writable,
+    writable_folder,
 )
-from tjd.commands.judges import require_folder, training_bars
+from tjd.commands.judges import training_bars
 from tjd.commands.terminal import answers_to, interval, print_grid, progress, say
 from tjd.config import ProbeHacksConfig, TrainJudgeConfig, TransferConfig, as_dict
 from tjd.errors import ConfigError, DataError
@@ -127,7 +128,7 @@ def transfer_command(
 
     if figure:
         require_figure("transfer", figure)
-    require_folder(judges)
+    writable_folder(judges)
     table = tables.open_table(labels, "labels", need=train_judge.NEED, not_null=("query_id", "query", "constraint"))
     wanted = training.category
     rows = [row for row in rows_of(table, where, limit) if not wanted or row["category"] in wanted]
