@@ -276,7 +276,7 @@ def toy_labels(tmp_path_factory):
     return write(tmp_path_factory.mktemp("toy") / "labels.parquet", rows)
 
 
-def test_judges_are_trained_measured_and_used(tmp_path, toy_labels, tiny_model_dir):
+def test_judges_are_trained_measured_and_used(tmp_path, toy_labels, tiny_model_dir, monkeypatch):
     judges, metrics, scores = tmp_path / "judges", tmp_path / "metrics.parquet", tmp_path / "scores.parquet"
     train = ("train-judge", toy_labels, "-b", tiny_model_dir, "--full", "--learning-rate", 3e-3, "--epochs", 12,
              "--patience", 12, "-o", judges)  # fmt: skip
@@ -293,6 +293,12 @@ def test_judges_are_trained_measured_and_used(tmp_path, toy_labels, tiny_model_d
     accuracy = {row["judge"]: row for row in rows if (row["category"], row["metric"]) == ("all", "balanced_accuracy")}
     assert accuracy["3-for-3"]["value"] >= 0.95
     assert accuracy[f"3-for-3 - zero-shot {tiny_model_dir.name}"]["value"] > 0.2
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = tjd("eval-judge", toy_labels, "-j", judges, "--teacher", f"hf:{tiny_model_dir}").stdout
+    assert "…" not in shown
+    for row in rows:
+        if row["metric"] != "coverage":
+            assert f" [{row['low']:.2f}, {row['high']:.2f}] " in shown
     assert tjd("score", toy_labels, "-j", judges, "-o", scores).exit_code == 0
     scored = pq.read_table(scores).to_pylist()
     assert len(scored) == 240

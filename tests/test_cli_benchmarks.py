@@ -80,7 +80,7 @@ def test_a_subset_that_is_empty_is_told(data: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "x.parquet").exists()
 
 
-def test_files_of_responses_stand_side_by_side(data: Path, tmp_path: Path) -> None:
+def test_files_of_responses_stand_side_by_side(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = [answers(tmp_path / f"{name}.jsonl", held) for name, held in (("good", GOOD), ("bad", BAD))]
     out, kept = tmp_path / "scores.parquet", tmp_path / "responses.parquet"
     flags = ("-b", f"ifeval={data / 'ifeval'}", "-o", out, "--responses", kept)
@@ -92,6 +92,11 @@ def test_files_of_responses_stand_side_by_side(data: Path, tmp_path: Path) -> No
     line = next(line for line in result.stdout.splitlines() if "inst_level_loose_acc" in line)
     assert "100.00 [100.0, 100.0] (n 3)" in line
     assert "0.00 [0.0, 0.0] (n 3)" in line
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = tjd("evaluate", "-m", models[0], "-m", models[1], *flags).stdout
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert narrow.count(" [100.0, 100.0] ") == result.stdout.count(" [100.0, 100.0] ") > 0
+    monkeypatch.delenv("COLUMNS")
     assert len(list(tables.open_table(str(kept), "evaluations").rows())) == 4
     assert str(tmp_path) not in str(pq.read_schema(out).metadata)
 

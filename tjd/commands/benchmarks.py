@@ -10,7 +10,7 @@ import typer
 
 from tjd.commands.common import AsJson, Limit, Out, open_models, used
 from tjd.commands.data import import_app
-from tjd.commands.terminal import WIDE, advancing, progress, require_known, say
+from tjd.commands.terminal import Line, advancing, needed, print_numbers, progress, require_known, room, say
 from tjd.config import BackendConfig, EvaluateConfig, Subset, as_dict
 from tjd.errors import BackendError, ConfigError
 from tjd.flags import flags
@@ -199,41 +199,40 @@ def _with_bar(ask: "Ask", name: str, bars: "Progress") -> "Ask":
 
 def _print_scores(scores: "Sequence[Row]", *, as_json: bool) -> None:
     """A line per figure, a column per model; what is finer than a turn, level or split is in the file alone."""
-    from rich.console import Console
-    from rich.table import Table as Grid
-
     if as_json:
         print(json.dumps(scores))  # noqa: T201
         return
-    models = list(dict.fromkeys(row["model"] for row in scores))
-    grid = Grid(title="Scores in percent, CSL in levels (95% bootstrap interval over prompts)")
-    for column in ("benchmark", "metric", "of"):
-        grid.add_column(column, no_wrap=True)
-    for model in models:
-        grid.add_column(model, justify="right")
-    lines: dict[tuple[str, str, str], dict[str, Row]] = {}
+    cells_of: dict[tuple[str, str, str], dict[str, Row]] = {}
     for row in scores:
         if row["group"].startswith(("all", "turn=", "level=", "split=", "weighted")):
-            lines.setdefault((row["benchmark"], row["metric"], row["group"]), {})[row["model"]] = row
-    previous = None
-    for (benchmark, metric, group), cells in lines.items():
-        if previous not in (None, benchmark):
-            grid.add_section()
-        shown = [_cell(cells[model]) if model in cells else "" for model in models]
-        grid.add_row("" if previous == benchmark else benchmark, metric, group, *shown)
-        previous = benchmark
-    console = Console()
-    Console(width=None if console.is_terminal else WIDE).print(grid)
+            cells_of.setdefault((row["benchmark"], row["metric"], row["group"]), {})[row["model"]] = row
+
+    def lines(between: str) -> list[Line | None]:
+        out: list[Line | None] = []
+        previous = None
+        for (benchmark, metric, group), cells in cells_of.items():
+            out += [None] if previous not in (None, benchmark) else []
+            names = ("" if previous == benchmark else benchmark, metric, group)
+            out.append((names, {model: _cell(row, between) for model, row in cells.items()}))
+            previous = benchmark
+        return out
+
+    title, head = (
+        "Scores in percent, CSL in levels (95% bootstrap interval over prompts)",
+        ("benchmark", "metric", "of"),
+    )
+    between = " " if needed(head, lines(" ")) <= room() else "\n"
+    print_numbers(title, head, lines(between))
 
 
-def _cell(row: "Mapping[str, Any]") -> str:
+def _cell(row: "Mapping[str, Any]", between: str = " ") -> str:
     n = f"n {row['n']}" + (f", {row['n_invalid']} null" if row["n_invalid"] else "")
     if row["value"] is None:
-        return f"- ({n})"
+        return f"-{between}({n})"
     scale, digits = (1, 2) if row["metric"] == "CSL" else (100, 1)
     bounds = [row[name] for name in ("low", "high")]
     interval = ", ".join("-" if bound is None else f"{scale * bound:.{digits}f}" for bound in bounds)
-    return f"{scale * row['value']:.2f} [{interval}] ({n})"
+    return between.join([f"{scale * row['value']:.2f}", f"[{interval}]", f"({n})"])
 
 
 def _require_valid(rows: "Sequence[Row]", max_invalid: float) -> None:

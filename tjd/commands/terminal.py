@@ -1,6 +1,7 @@
 """What a person sees: lines, bars and tables. Answers go to standard output, everything else to standard error."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +14,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-WIDE = 160  # columns of a table that goes into a file or a pipe
+WIDE = 160  # columns of a table that goes into a file or a pipe, unless COLUMNS says otherwise
+LONGEST_NAME = 24  # characters of a line's name; longer ones are wrapped
+
+Line = tuple[Sequence[str], Mapping[str, str]]
+"""A line of a grid of numbers: its names, and its cells by column."""
 
 
 def say(text: str, style: str = "") -> None:
@@ -66,8 +71,74 @@ def print_grid(grid: Any) -> None:
     """A table of rich on standard output, wide enough where that is a file or a pipe."""
     from rich.console import Console
 
+    Console(width=room(), markup=False).print(grid)
+
+
+def room() -> int:
+    """How many columns of text an answer may take."""
+    from rich.console import Console
+
     console = Console()
-    Console(width=None if console.is_terminal else WIDE).print(grid)
+    return console.width if console.is_terminal or os.environ.get("COLUMNS") else WIDE
+
+
+def needed(head: Sequence[str], lines: Sequence[Line | None]) -> int:
+    """How many columns of text `print_numbers` takes for one grid."""
+    return 1 + sum(3 + width for width in (*_name_widths(head, lines), *_widths(lines).values()))
+
+
+def print_numbers(title: str, head: Sequence[str], lines: Sequence[Line | None]) -> None:
+    """A grid of numbers, in several pieces where it is wider than the room: names may wrap, numbers are never cut.
+
+    Args:
+        title: Above each piece.
+        head: What the names are; each piece repeats them.
+        lines: From top to bottom; None rules off what is above it.
+    """
+    from rich.table import Table as Grid
+
+    names = _name_widths(head, lines)
+    widths = _widths(lines, folded=needed(head, lines) > room())
+    pieces: list[list[str]] = [[]]
+    left = space = room() - 1 - sum(3 + width for width in names)
+    for column, width in widths.items():
+        if pieces[-1] and left < 3 + width:
+            pieces.append([])
+            left = space
+        pieces[-1].append(column)
+        left -= 3 + width
+    for columns in pieces:
+        grid = Grid(title=title)
+        for name, width in zip(head, names, strict=True):
+            grid.add_column(name, width=width, overflow="fold")
+        for column in columns:
+            grid.add_column(column, width=widths[column], overflow="fold", justify="right")
+        for line in lines:
+            if line is None:
+                grid.add_section()
+            else:
+                grid.add_row(*line[0], *(line[1].get(column, "") for column in columns))
+        print_grid(grid)
+
+
+def _name_widths(head: Sequence[str], lines: Sequence[Line | None]) -> list[int]:
+    columns = zip(head, *(line[0] for line in lines if line), strict=True)
+    return [min(LONGEST_NAME, max(map(len, texts))) for texts in columns]
+
+
+def _widths(lines: Sequence[Line | None], *, folded: bool = False) -> dict[str, int]:
+    """The width of each column of numbers; where they are to be folded, the names above do not count."""
+    widths: dict[str, int] = {}
+    for _, cells in filter(None, lines):
+        for column, cell in cells.items():
+            texts = [*cell.split("\n"), *([] if folded else column.split("\n"))]
+            widths[column] = max(widths.get(column, 1), *map(len, texts))
+    return widths
+
+
+def counted(n: int, noun: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def interval(row: Mapping[str, Any], *, signed: bool = False) -> str:
