@@ -246,7 +246,7 @@ def test_a_hardened_judge_accepts_fewer_probes_and_was_not_shown_them(labels, ti
     assert scores[hardened] < scores[judges]
 
 
-def test_rl_tells_what_the_judges_accept_and_refuses(gullible, tmp_path):
+def test_rl_tells_what_the_judges_accept_and_refuses(gullible, tiny_model_dir, tmp_path):
     constraint = {"constraint_id": "c", "kind": "soft", "category": "style", "text": "Avoid a grand manner.",
                   "checker": None, "kwargs": None}  # fmt: skip
     rows = [
@@ -254,15 +254,19 @@ def test_rl_tells_what_the_judges_accept_and_refuses(gullible, tmp_path):
         for i in range(3)
     ]  # fmt: skip
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "instructions.parquet")
-    command = ("rl", tmp_path / "instructions.parquet", "-j", gullible, "-o", tmp_path / "policy", "-p", "./nowhere")
+    command = ("rl", tmp_path / "instructions.parquet", "-j", gullible, "-o", tmp_path / "policy", "-p", tiny_model_dir)
+    early = tjd(*command, "-p", "./nowhere")
+    assert early.exit_code == 2
+    assert "there is no model folder ./nowhere" in early.stderr
+    assert "rl: the judge" not in early.stderr  # the policy is looked for first
     line = fails(6, *command, "--max-false-accept", 0)
     assert line.startswith("the judge of 'style' accepts ")
-    told = tjd(*command)
-    assert told.exit_code == 2  # the policy is looked for after the report
-    assert "rl: the judge of style accepts " in told.stderr
     line = fails(3, *command, "--category", "layout")
     assert line == "no instruction has soft constraints of layout alone; see --category"
     assert not (tmp_path / "policy").exists()
+    told = tjd(*command, "--max-prompt-tokens", 1)
+    assert told.exit_code == 3
+    assert "rl: the judge of style accepts " in told.stderr
 
 
 def test_specialists_are_trained_and_transferred(labels, tiny_model_dir, tmp_path):
