@@ -105,6 +105,26 @@ def test_files_of_responses_stand_side_by_side(data: Path, tmp_path: Path, monke
     assert scores(again) == found
 
 
+def test_a_file_that_is_not_of_these_prompts_is_told(data: Path, tmp_path: Path) -> None:
+    flags = ("--data", data, "-b", "ifeval", "--max-invalid", 1)
+    other = answers(tmp_path / "other.jsonl", {"ifbench:1": "Hm", "ifbench:2": "Ah"})
+    line = fails(3, "evaluate", "-m", other, *flags)
+    assert line == f"none of the 2 responses of {other} belongs to a prompt of ifeval; is it for another benchmark?"
+    partial = answers(tmp_path / "partial.jsonl", {"ifeval:1": "Hello friend", "ifeval:2": None, "ifeval:9": "Ah"})
+    result = tjd("evaluate", "-m", partial, *flags)
+    told = f"1 of 2 prompts have a response; 1 response of {partial} matches no prompt"
+    assert result.stderr.splitlines()[0] == f"warning: {partial}: {told}"
+    whole = answers(tmp_path / "whole.jsonl", GOOD)
+    for more in ((), ("--limit", 1)):  # a quick look at a whole file is no reason to warn
+        assert "warning" not in tjd("evaluate", "-m", whole, *flags, *more).stderr
+    lines = [
+        {"prompt": f" {row['instruction']}", "response": "Ah"}
+        for row in BENCHMARKS["ifeval"].read(str(data / "ifeval"))
+    ]
+    (tmp_path / "by_text.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert "warning" not in tjd("evaluate", "-m", tmp_path / "by_text.jsonl", *flags).stderr
+
+
 def test_json_on_standard_output(data: Path, tmp_path: Path) -> None:
     model = answers(tmp_path / "good.jsonl", GOOD)
     result = tjd("evaluate", "-m", model, "--data", data, "-b", "ifeval", "--json")
@@ -187,7 +207,12 @@ def test_what_is_missing_is_told_in_one_line(data: Path, tmp_path: Path) -> None
     line = fails(3, "evaluate", "-m", model, "-b", f"followbench={tmp_path / 'none'}", "--judge", "openai/x")
     assert line == f"there is no folder {tmp_path / 'none'}; {BENCHMARKS['followbench'].howto}"
     line = fails(2, "evaluate", "-m", model, "--data", data, "-b", "cfbench", "-b", "ifeval")
-    assert line == "--judge MODEL is missing: it decides what code cannot check of cfbench"
+    told = "--judge MODEL is missing: it decides what code cannot check of cfbench"
+    assert line == f"{told}; or evaluate on what code checks alone: -b ifeval"
+    assert fails(2, "evaluate", "-m", model, "--data", data, "-b", "cfbench") == told
+    nowhere = tjd("evaluate", "-m", model, "--data", tmp_path / "nowhere")
+    assert nowhere.exit_code == 3
+    assert nowhere.stderr.startswith(f"error: there is no folder {tmp_path / 'nowhere'}; give one with a folder per")
     line = fails(2, "evaluate", "-m", model, "-m", model, "--data", data, "-b", "ifeval")
     assert line.startswith("two models are called good")
 
