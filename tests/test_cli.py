@@ -137,6 +137,13 @@ def test_a_missing_column(tmp_path):
     assert not (tmp_path / "judges").exists()
 
 
+def test_queries_without_a_query(tmp_path):
+    for name, text in (("q.csv", "prompt\nWhy?\n"), ("q.jsonl", '{"prompt": "Why?"}\n')):
+        (tmp_path / name).write_text(text)
+        line = fails(3, "synthesize", tmp_path / name, "-t", RECORDED, "-o", tmp_path / "out.parquet")
+        assert line == f"{tmp_path / name} lacks the column 'query'; it has prompt"
+
+
 def test_a_mistyped_column(tmp_path):
     line = fails(3, "train-judge", labels(tmp_path / "x.parquet", {"followed": "yes"}), "-o", tmp_path / "judges")
     assert "column 'followed'" in line

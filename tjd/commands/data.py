@@ -39,7 +39,7 @@ def synthesize_command(
 
     known = categories.load(taxonomy)
     prompt, again = prompts.load("synthesize.v1", stage.VARIABLES), prompts.load("again.v1", ["reason"])
-    table = tables.open_table(queries, "queries", need=("query_id", "query"))
+    table = tables.open_table(queries, "queries", need=("query", "query_id"))
     schema = tables.output_schema("instructions", like=table.schema, drop=["category"])
     [teacher] = open_models("synthesize", [config.teacher], backend)
     rows = stage.synthesize(rows_of(table, where, limit), prompt, again, teacher.ask, config, known)
