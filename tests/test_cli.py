@@ -228,11 +228,35 @@ def test_an_unknown_column_in_where(tmp_path):
     assert line.startswith("--where colour=red: write COLUMN=VALUE")
 
 
+def test_where_that_keeps_nothing(tmp_path):
+    out = tmp_path / "out.parquet"
+    line = fails(3, "label", DEMO / "pool.parquet", "-t", RECORDED, "--where", "model=nobody", "--limit", 5, "-o", out)
+    assert line.startswith(f"--where model=nobody keeps none of the 1750 rows of {DEMO / 'pool.parquet'}; model is ")
+    assert not out.exists()
+
+
+def test_votes_that_fail_are_told_apart_from_verdicts(tmp_path):
+    answers = pq.read_table(DEMO / "recorded.parquet").to_pylist()
+    recording, out = tmp_path / "fewer.parquet", tmp_path / "out.parquet"
+    kept = [row for row in answers if row["seed"] == 0]
+    pq.write_table(pa.Table.from_pylist(kept, schema=pq.read_schema(DEMO / "recorded.parquet")), recording)
+    command = ("label", DEMO / "pool.parquet", "--limit", 40, "--votes", 3, "-o", out)
+    result = tjd(*command, "-t", f"recorded:{recording}")
+    assert result.exit_code == 0
+    told = "80 votes failed (mostly: not in the recording); every row has a verdict, 40 of them with fewer than 3 votes"
+    assert f", {told} -> {out}" in result.stderr
+    assert "80 failed" not in result.stderr
+    assert "failed" not in tjd(*command, "-t", RECORDED, "--votes", 1).stderr
+
+
 def test_queries_may_be_jsonl(tmp_path):
     queries = tmp_path / "q.jsonl"
     queries.write_text('{"query": "Why is the sky blue?"}\n{"query": "Who was Ada Lovelace?"}\n')
     line = fails(5, "synthesize", queries, "-t", RECORDED, "-o", tmp_path / "out.parquet")
-    assert "not in the recording" in line
+    advice = "answers only what it was recorded on; for your own queries name a live model with -t; see the column"
+    assert f"(mostly: not in the recording); a recorded teacher {advice} 'error' of {tmp_path}" in line
+    line = fails(5, "label", DEMO / "pool.parquet", "-t", RECORDED, "--seed", 99, "-o", tmp_path / "labels.parquet")
+    assert line.endswith("name a live model with -t")
     rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
     assert [row["query"] for row in rows] == ["Why is the sky blue?", "Who was Ada Lovelace?"]
     assert rows[0]["query_id"] != rows[1]["query_id"]
