@@ -1,6 +1,7 @@
 """The command line as a user meets it: one clear line and an exit code per kind of error, and no stray file."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -169,8 +170,13 @@ def test_one_class_only(tmp_path, tiny_model_dir):
 
 def test_an_unknown_category(tmp_path, tiny_model_dir):
     table = labels(tmp_path / "x.parquet", {"category": "styel"}, {})
-    line = fails(2, "train-judge", table, "-b", tiny_model_dir, "-o", tmp_path / "judges")
-    assert line == "unknown category 'styel'; did you mean 'style'?"
+    command = ("train-judge", table, "-b", tiny_model_dir, "-o", tmp_path / "judges")
+    advice = "leave it out with --where category!=styel, or define it in a file for --taxonomy"
+    assert fails(3, *command) == f"the labels have the unknown category 'styel' (did you mean 'style'?); {advice}"
+    assert fails(3, *command, "--where", "category!=styel").startswith("all 1 training rows of 'style'")
+    assert fails(2, *command, "--where", "category=style", "-c", "tone").startswith("unknown category 'tone'; known: ")
+    table = labels(tmp_path / "y.parquet", {"category": None}, {"category": None})
+    assert fails(3, "train-judge", table, *command[2:]).startswith("no row has a category, a verdict and a response; ")
 
 
 def test_a_model_that_does_not_exist(tmp_path):
@@ -311,7 +317,15 @@ def test_judges_are_trained_measured_and_used(tmp_path, toy_labels, tiny_model_d
     judges, metrics, scores = tmp_path / "judges", tmp_path / "metrics.parquet", tmp_path / "scores.parquet"
     train = ("train-judge", toy_labels, "-b", tiny_model_dir, "--full", "--learning-rate", 3e-3, "--epochs", 12,
              "--patience", 12, "-o", judges)  # fmt: skip
-    assert tjd(*train).exit_code == 0
+    told = tjd(*train)
+    assert told.exit_code == 0
+    worth = [line for line in told.stderr.splitlines() if "validation row" in line]
+    assert len(worth) == 4  # style and semantic, each with its warning
+    assert re.fullmatch(
+        r"style: \d+ validation rows, balanced accuracy 0\.\d\d \[[01]\.\d\d, [01]\.\d\d\]|.* 1\.00 .*", worth[0]
+    )
+    assert worth[1] == "warning: with fewer than 30 validation rows, the threshold of style is a guess"
+    assert f"2 judges -> {judges}" in told.stderr
     weights = {path: path.stat().st_mtime_ns for path in judges.glob("*/*.safetensors")}
     assert len(weights) == 2
     assert tjd(*train).exit_code == 0  # the specialists that are there are kept
@@ -334,6 +348,20 @@ def test_judges_are_trained_measured_and_used(tmp_path, toy_labels, tiny_model_d
     scored = pq.read_table(scores).to_pylist()
     assert len(scored) == 240
     assert sum(row["followed"] == row["teacher_followed"] for row in scored) >= 228
+
+
+def test_judges_of_other_settings_are_replaced(tmp_path, toy_labels, tiny_model_dir, caplog):
+    judges = tmp_path / "judges"
+    train = ("train-judge", toy_labels, "-b", tiny_model_dir, "--head", "probe", "-o", judges)
+    tjd(*train)
+    assert sorted(path.name for path in judges.iterdir() if path.is_dir()) == ["semantic", "style"]
+    assert not caplog.records
+    assert "1 judge -> " in tjd(*train, "--layout", "1-for-3").stderr
+    assert f"{judges}: replaces 2 judges trained with other settings" in caplog.messages
+    assert [path.name for path in judges.iterdir() if path.is_dir()] == ["shared"]
+    caplog.clear()
+    tjd(*train, "--layout", "1-for-3", "--abstain", 0.1)  # another calibration of the same weights
+    assert not [message for message in caplog.messages if "replaces" in message]
 
 
 def test_a_category_without_a_specialist_gets_a_null_score(tmp_path, toy_labels, tiny_model_dir):
