@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from tjd import tables
 from tjd.cli import app
+from tjd.config import EvalJudgeConfig, EvaluateConfig, LabelConfig, RlConfig, SampleConfig, TrainJudgeConfig
 from tjd.resources import folder
 
 DEMO = folder("data") / "demo"
@@ -191,6 +192,33 @@ def test_no_api_key(tmp_path, monkeypatch):
     line = fails(5, "label", DEMO / "pool.parquet", "-t", "gemini/gemini-3-pro-preview", "-o", tmp_path / "out.parquet")
     assert "GEMINI_API_KEY" in line
     assert not (tmp_path / "out.parquet").exists()
+
+
+def test_a_path_in_place_of_a_model(tmp_path):
+    out = tmp_path / "out.parquet"
+    code = "import sys; from tests.test_cli import *; fails(2, *sys.argv[1:]); assert 'litellm' not in sys.modules"
+    recording = DEMO / "recorded.parquet"
+    for name in (str(recording), "nope.jsonl", str(DEMO)):
+        command = ("label", DEMO / "pool.parquet", "-t", name, "-o", out)
+        subprocess.run([sys.executable, "-c", code, *map(str, command)], check=True)
+        line = fails(2, *command)
+        told = {
+            "nope.jsonl": "nope.jsonl is not a file, and no model; ",
+            str(DEMO): f"'{DEMO}' is a folder; did you mean 'hf:{DEMO}'?",
+            str(recording): f"'{recording}' is a file, not a model; did you mean 'recorded:{recording}'?",
+        }
+        assert line.startswith(told[name])
+
+
+def test_the_embedded_model_may_be_named_in_either_way():
+    for name in ("embedded", "hf:embedded"):
+        assert LabelConfig(teacher=name).teacher == EvaluateConfig(model=("m",), judge=name).judge == "hf:embedded"
+        assert (
+            SampleConfig(model=(name, "m")).model
+            == EvalJudgeConfig(teacher=(name, "m")).teacher
+            == ("hf:embedded", "m")
+        )
+        assert TrainJudgeConfig(base=name).base == RlConfig(policy=name).policy == "embedded"
 
 
 def test_a_flag_out_of_range(tmp_path):

@@ -200,6 +200,8 @@ def test_what_is_missing_is_told_in_one_line(data: Path, tmp_path: Path) -> None
     line = fails(2, "evaluate", "-m", model)
     assert line == "nothing to evaluate on: give --benchmark NAME=SOURCE, or --data FOLDER"
     assert fails(2, "evaluate", "--data", data).startswith("tjd evaluate needs at least one --model")
+    line = fails(2, "evaluate", "-m", "nope.jsonl", "--data", data, "-b", "ifeval")
+    assert line.startswith("nope.jsonl is not a file")
     line = fails(2, "evaluate", "-m", model, "-b", "ifevla")
     assert line == "unknown --benchmark: 'ifevla'; did you mean 'ifeval'?"
     line = fails(2, "evaluate", "-m", model, "-b", "multi-if")

@@ -10,7 +10,7 @@ import typer
 
 from tjd.commands.terminal import advancing, counted, progress, say
 from tjd.config import TAXONOMY_HELP, BackendConfig, as_dict
-from tjd.errors import BackendError
+from tjd.errors import BackendError, ConfigError
 from tjd.extras import need
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ MetricsOut = Annotated[str | None, typer.Option("--out", "-o", help="Parquet fil
 Checkers = Annotated[
     Path | None, typer.Option("--checkers", help="Python file with checkers of your own: CHECKERS = {name: function}.")
 ]
+FILES = (".parquet", ".jsonl", ".json", ".csv", ".gguf", ".safetensors")  # how the names of models do not end
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -168,7 +169,9 @@ def with_bar(
 
 
 def open_models(command: str, names: Sequence[str], backend: BackendConfig) -> "list[Teacher]":
-    """Open models to ask, after checking that their packages are there."""
+    """Open models to ask, after checking their names and that their packages are there."""
+    for name in names:
+        _require_model(name)
     if any(name.startswith("hf:") for name in names):
         need(command, "train", "torch", "transformers")
     if any(not name.startswith(("hf:", "recorded:")) for name in names):
@@ -177,6 +180,18 @@ def open_models(command: str, names: Sequence[str], backend: BackendConfig) -> "
     from tjd.teacher import open_teacher
 
     return [open_teacher(name, backend, cache_folder()) for name in names]
+
+
+def _require_model(name: str) -> None:
+    """Raise for a path where the name of a model is wanted, before a package that takes seconds to import is."""
+    if name.startswith(("hf:", "recorded:")):
+        return
+    if Path(name).is_file():
+        raise ConfigError(f"'{name}' is a file, not a model; did you mean 'recorded:{name}'?")
+    if Path(name).is_dir():
+        raise ConfigError(f"'{name}' is a folder; did you mean 'hf:{name}'?")
+    if name.endswith(FILES):
+        raise ConfigError(f"{name} is not a file, and no model; check the path, or write provider/model, hf:NAME")
 
 
 def own_checkers(path: Path | None) -> "tuple[dict[str, Checker] | None, dict[str, str]]":
