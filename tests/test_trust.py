@@ -11,6 +11,7 @@ import pytest
 
 from tests.test_cli import DEMO, RECORDED, fails, tjd
 from tjd import tables
+from tjd.splits import split_of
 
 TEACHER = f"zero-shot recorded:{tables.file_digest(DEMO / 'recorded.parquet')[:12]}"
 CATEGORIES = ("style", "semantic", "layout")
@@ -209,6 +210,21 @@ def gullible(judges, tmp_path) -> Path:
     return folder
 
 
+def test_what_is_left_out_or_not_there_is_told(judges, labels):
+    told = tjd("eval-judge", labels, "-j", judges).stderr
+    assert "eval-judge: 120 of 360 rows left out: not all judges cover their category (layout)" in told
+    query_ids = [row["query_id"] for row in pq.read_table(labels).to_pylist() if split_of(row, 0) == "train"]
+    one = ("eval-judge", labels, "-j", judges, "--where", f"query_id={query_ids[0]}")
+    line = fails(3, *one)
+    n = sum(
+        row["query_id"] == query_ids[0] and row["category"] != "layout" for row in pq.read_table(labels).to_pylist()
+    )
+    advice = "use --split all, if the judges never saw these queries"
+    assert line == f"0 of {n} rows are in split 'test' (train {n}, validation 0): {advice}"
+    line = fails(3, "eval-judge", labels, "-j", judges, "--where", "category=layout")
+    assert line == "no row with a verdict and a response has a category that all judges cover"
+
+
 def test_hack_probes_are_scored_and_the_gate_holds(gullible, labels, tmp_path):
     out, metrics = tmp_path / "probes.parquet", tmp_path / "metrics.parquet"
     command = ("probe-hacks", labels, "-j", gullible, "-o", out, "--metrics", metrics, "--per-category", 4)
@@ -226,7 +242,12 @@ def test_hack_probes_are_scored_and_the_gate_holds(gullible, labels, tmp_path):
         assert row["value"] == pytest.approx(sum(bool(probe["followed"]) for probe in of_probe) / len(of_probe))
         assert row["low"] <= row["value"] <= row["high"]
         assert row["high"] > 0  # four queries prove nothing
-    assert tjd(*command).exit_code == 0
+    shown = tjd(*command)
+    assert shown.exit_code == 0
+    [empty] = [row for row in rows if (row["category"], row["metric"]) == ("style", "false_accept/empty")]
+    assert f" {empty['value']:.3f} of {empty['n']} " in next(
+        line for line in shown.stdout.splitlines() if " empty " in line
+    )
 
 
 def test_a_hardened_judge_accepts_fewer_probes_and_was_not_shown_them(labels, tiny_model_dir, judges, tmp_path):

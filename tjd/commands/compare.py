@@ -21,7 +21,7 @@ from tjd.commands.common import (
     warn_of_leaks,
     with_bar,
 )
-from tjd.commands.terminal import Line, interval, needed, print_numbers, progress, room, say
+from tjd.commands.terminal import Line, counted, interval, needed, print_numbers, progress, room, say
 from tjd.config import BackendConfig, EvalJudgeConfig, TrainJudgeConfig, as_dict
 from tjd.errors import ConfigError
 from tjd.extras import need
@@ -74,6 +74,10 @@ def eval_judge_command(
         say(f"eval-judge: {len(found) - len(rows)} of {len(found)} rows left out, whose voters agree less")
     with progress() as bars:
         field = _contestants(judges, config, found, rows, bars)
+        if left_out := stage.uncovered(rows, field.judges):
+            names = ", ".join(sorted({row["category"] for row in left_out}))
+            what = f"{len(left_out)} of {counted(len(rows), 'row')} left out"
+            say(f"eval-judge: {what}: not all judges cover their category ({names})")
         measured = stage.eval_judge(rows, field.judges, config, field.split_seed)
     for teacher in field.teachers:
         say(f"{teacher.name}: {used(teacher.usage)}")
