@@ -60,11 +60,13 @@ def advancing(items: Iterable[T], bars: "Progress", task: Any) -> Iterator[T]:
 
 
 def require_known(name: str, known: Iterable[str], what: str) -> None:
-    """Raise ConfigError for a name that is not known, naming the nearest."""
+    """Raise ConfigError for a name that is not known, naming the nearest, or all."""
     names = list(known)
     if name not in names:
         close = get_close_matches(name, names, n=1)
-        raise ConfigError(f"unknown {what}: '{name}'" + (f"; did you mean '{close[0]}'?" if close else ""))
+        raise ConfigError(
+            f"unknown {what}: '{name}'" + (f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names)}")
+        )
 
 
 def print_grid(grid: Any) -> None:
