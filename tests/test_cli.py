@@ -1,6 +1,7 @@
 """The command line as a user meets it: one clear line and an exit code per kind of error, and no stray file."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -255,6 +256,41 @@ def test_an_unknown_key_of_a_config_file_names_the_nearest(tmp_path):
     config.write_text("[label]\nvoets = 3\n")
     line = fails(2, "--config", config, "label", DEMO / "pool.parquet", "-o", tmp_path / "out.parquet")
     assert line.endswith("'voets'; did you mean 'votes'?")
+
+
+def test_a_config_file_behind_the_command(tmp_path):
+    line = fails(2, "label", "--config", tmp_path / "run.toml", DEMO / "pool.parquet", "-o", tmp_path / "out.parquet")
+    assert line == "--config goes before the command: tjd --config FILE COMMAND ..."
+    assert "No such option: --cnofig" in tjd("label", "--cnofig", "x").output
+
+
+@pytest.mark.parametrize("command", ["train-judge", "transfer", "rl", "eval-judge", "synthesize", "evaluate"])
+def test_help_names_every_option_whole_in_a_terminal_of_80_columns(command):
+    text = subprocess.run(
+        [sys.executable, "-m", "tjd.cli", command, "--help"],
+        env=os.environ | {"COLUMNS": "80", "NO_COLOR": "1"}, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert not re.findall(r"--[a-z-]*…", text)
+    assert len(re.findall(r"^│[ *]+--[a-z-]+ ", text, re.MULTILINE)) > 5
+
+
+def test_show_puts_what_is_asked_for_first(tmp_path):
+    rows = [LABEL | {"response_id": f"r{i}", "split": None, "followed": bool(i), "model": None} for i in range(3)]
+    table = tmp_path / "labels.parquet"
+    origin = tables.provenance("label", {"seed": 0}, {"responses": "ab" * 32}, {})
+    tables.write_rows(rows, str(table), pa.Table.from_pylist(rows).schema, origin)
+    sections = json.loads(tjd("show", table, "--json").stdout)["sections"]
+    titles = list(sections)
+    assert titles[0] == f"{table}: 3 rows, 10 columns"
+    assert titles[1:] == ["verdicts", "category", "row 1", "row 2", "row 3", "columns", "provenance"]
+    assert sections["verdicts"]["rows"] == [["style", 2, 1, 0, "0.67"]]
+    assert sections["provenance"]["rows"][0] == ["digest", tables.file_digest(table)[:12]]
+    assert ["inputs", {"responses": "abababababab"}] in sections["provenance"]["rows"]
+    line = fails(2, "show", table, "--only", "x")
+    assert line.endswith(", verdicts, category, row 1, row 2, row 3, columns, provenance")
+    assert fails(3, "show", tmp_path) == f"{tmp_path} is a folder, not a table; name a file in it"
+    (tmp_path / "card.md").touch()
+    assert fails(3, "show", tmp_path) == f"{tmp_path} is a folder, not a table; read {tmp_path / 'card.md'}"
 
 
 def test_an_unknown_column_in_where(tmp_path):

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 
 Out = Annotated[str, typer.Option("--out", "-o", help="Parquet file to write, or `-`.", show_default=False)]
 OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.", show_default=False)]
-Where = Annotated[list[str], typer.Option("--where", help="Keep rows with COLUMN=VALUE or COLUMN!=VALUE; repeatable.")]
-Limit = Annotated[int, typer.Option("--limit", help="Take only the first rows; 0 takes all.", min=0)]
+Where = Annotated[
+    list[str],
+    typer.Option("--where", help="Keep rows with COLUMN=VALUE or COLUMN!=VALUE; repeatable.", metavar="<str>"),
+]
+Limit = Annotated[int, typer.Option("--limit", help="Take only the first rows; 0 takes all.", min=0, metavar="n")]
 Taxonomy = Annotated[str | None, typer.Option("--taxonomy", help=TAXONOMY_HELP)]
 Judges = Annotated[
     Path, typer.Option("--judges", "-j", help="Folder that `tjd train-judge` wrote.", show_default=False)

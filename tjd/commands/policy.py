@@ -48,7 +48,9 @@ def rl_command(
     ] = None,
     category: Annotated[
         list[str],
-        typer.Option("--category", "-c", help="Only instructions with soft constraints of these; repeatable."),
+        typer.Option(
+            "--category", "-c", help="Only instructions with soft constraints of these; repeatable.", metavar="<str>"
+        ),
     ] = [],  # noqa: B006
     checkers: Checkers = None,
     where: Where = [],  # noqa: B006
