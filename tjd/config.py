@@ -48,12 +48,9 @@ def _share(config: Any, *names: str) -> None:
 def _name_embedded(config: Any, name: str, written: str) -> None:
     """Accept `embedded` where a model to ask is named, and `hf:embedded` where weights are; keep it written in one way."""
     given = getattr(config, name)
-    named = [written if each in ("embedded", "hf:embedded") else each for each in _listed(given)]
-    object.__setattr__(config, name, tuple(named) if isinstance(given, tuple) else named[0])
-
-
-def _listed(given: str | tuple[str, ...]) -> tuple[str, ...]:
-    return given if isinstance(given, tuple) else (given,)
+    names = given if isinstance(given, tuple) else (given,)
+    named = tuple(written if each in ("embedded", "hf:embedded") else each for each in names)
+    object.__setattr__(config, name, named if isinstance(given, tuple) else named[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

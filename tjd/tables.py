@@ -359,7 +359,7 @@ def kept(table: Table, conditions: Sequence[str]) -> Iterator[Row]:
             if keep(row):
                 n += 1
                 yield row
-        if not n:
+        if conditions and not n:
             raise DataError(_why_none(table, conditions))
 
     return stream()

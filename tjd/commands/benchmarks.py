@@ -220,10 +220,12 @@ def _tell_coverage(
     for entry in entries:
         n_found = sum(entry.find(row)[0] is not None for row in rows)
         who, n_strange = path if len(entries) == 1 else f"{entry.model} in {path}", strangers[entry.model]
-        told = [f"{n_found} of {len(rows)} prompts have a response"]
-        told += [f"{counted(n_strange, 'response')} of {who} {'matches' if n_strange == 1 else 'match'} no prompt"]
         if n_found < len(rows) or n_strange:
-            say(f"warning: {who}: {'; '.join(told[: 1 + bool(n_strange)])}", style="yellow")
+            told = f"{n_found} of {len(rows)} prompts have a response"
+            if n_strange:
+                match = "matches" if n_strange == 1 else "match"
+                told += f"; {counted(n_strange, 'response')} of {who} {match} no prompt"
+            say(f"warning: {who}: {told}", style="yellow")
 
 
 def _with_bar(ask: "Ask", name: str, bars: "Progress") -> "Ask":
@@ -254,12 +256,9 @@ def _print_scores(scores: "Sequence[Row]", *, as_json: bool) -> None:
             previous = benchmark
         return out
 
-    title, head = (
-        "Scores in percent, CSL in levels (95% bootstrap interval over prompts)",
-        ("benchmark", "metric", "of"),
-    )
+    head = ("benchmark", "metric", "of")
     between = " " if needed(head, lines(" ")) <= room() else "\n"
-    print_numbers(title, head, lines(between))
+    print_numbers("Scores in percent, CSL in levels (95% bootstrap interval over prompts)", head, lines(between))
 
 
 def _cell(row: "Mapping[str, Any]", between: str = " ") -> str:
