@@ -1,10 +1,11 @@
 """What a person sees: lines, bars and tables. Answers go to standard output, everything else to standard error."""
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from tjd.errors import ConfigError
 
@@ -69,19 +70,19 @@ def require_known(name: str, known: Iterable[str], what: str) -> None:
         )
 
 
-def print_grid(grid: Any) -> None:
+def print_grid(grid: Any, to: IO[str] | None = None) -> None:
     """A table of rich on standard output, wide enough where that is a file or a pipe."""
     from rich.console import Console
 
-    Console(width=room(), markup=False).print(grid)
+    Console(file=to, width=room(to), markup=False, emoji=False).print(grid)
 
 
-def room() -> int:
+def room(to: IO[str] | None = None) -> int:
     """How many columns of text an answer may take."""
     from rich.console import Console
 
-    console = Console()
-    return console.width if console.is_terminal or os.environ.get("COLUMNS") else WIDE
+    is_known = (to or sys.stdout).isatty() or os.environ.get("COLUMNS")
+    return Console(file=to).width if is_known else WIDE
 
 
 def needed(head: Sequence[str], lines: Sequence[Line | None]) -> int:
@@ -89,20 +90,21 @@ def needed(head: Sequence[str], lines: Sequence[Line | None]) -> int:
     return 1 + sum(3 + width for width in (*_name_widths(head, lines), *_widths(lines).values()))
 
 
-def print_numbers(title: str, head: Sequence[str], lines: Sequence[Line | None]) -> None:
+def print_numbers(title: str, head: Sequence[str], lines: Sequence[Line | None], to: IO[str] | None = None) -> None:
     """A grid of numbers, in several pieces where it is wider than the room: names may wrap, numbers are never cut.
 
     Args:
         title: Above each piece.
         head: What the names are; each piece repeats them.
         lines: From top to bottom; None rules off what is above it.
+        to: Where it is printed; by default standard output.
     """
     from rich.table import Table as Grid
 
     names = _name_widths(head, lines)
-    widths = _widths(lines, folded=needed(head, lines) > room())
+    widths = _widths(lines, folded=needed(head, lines) > room(to))
     pieces: list[list[str]] = [[]]
-    left = space = room() - 1 - sum(3 + width for width in names)
+    left = space = room(to) - 1 - sum(3 + width for width in names)
     for column, width in widths.items():
         if pieces[-1] and left < 3 + width:
             pieces.append([])
@@ -120,7 +122,7 @@ def print_numbers(title: str, head: Sequence[str], lines: Sequence[Line | None])
                 grid.add_section()
             else:
                 grid.add_row(*line[0], *(line[1].get(column, "") for column in columns))
-        print_grid(grid)
+        print_grid(grid, to)
 
 
 def _name_widths(head: Sequence[str], lines: Sequence[Line | None]) -> list[int]:
