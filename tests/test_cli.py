@@ -1,6 +1,8 @@
 """The command line as a user meets it: one clear line and an exit code per kind of error, and no stray file."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ from typer.testing import CliRunner
 
 from tjd import tables
 from tjd.cli import app
+from tjd.config import EvalJudgeConfig, EvaluateConfig, LabelConfig, RlConfig, SampleConfig, TrainJudgeConfig
 from tjd.resources import folder
 
 DEMO = folder("data") / "demo"
@@ -137,6 +140,13 @@ def test_a_missing_column(tmp_path):
     assert not (tmp_path / "judges").exists()
 
 
+def test_queries_without_a_query(tmp_path):
+    for name, text in (("q.csv", "prompt\nWhy?\n"), ("q.jsonl", '{"prompt": "Why?"}\n')):
+        (tmp_path / name).write_text(text)
+        line = fails(3, "synthesize", tmp_path / name, "-t", RECORDED, "-o", tmp_path / "out.parquet")
+        assert line == f"{tmp_path / name} lacks the column 'query'; it has prompt"
+
+
 def test_a_mistyped_column(tmp_path):
     line = fails(3, "train-judge", labels(tmp_path / "x.parquet", {"followed": "yes"}), "-o", tmp_path / "judges")
     assert "column 'followed'" in line
@@ -188,8 +198,13 @@ def test_one_class_only(tmp_path, tiny_model_dir):
 
 def test_an_unknown_category(tmp_path, tiny_model_dir):
     table = labels(tmp_path / "x.parquet", {"category": "styel"}, {})
-    line = fails(2, "train-judge", table, "-b", tiny_model_dir, "-o", tmp_path / "judges")
-    assert line == "unknown category 'styel'; did you mean 'style'?"
+    command = ("train-judge", table, "-b", tiny_model_dir, "-o", tmp_path / "judges")
+    advice = "leave it out with --where category!=styel, or define it in a file for --taxonomy"
+    assert fails(3, *command) == f"the labels have the unknown category 'styel' (did you mean 'style'?); {advice}"
+    assert fails(3, *command, "--where", "category!=styel").startswith("all 1 training rows of 'style'")
+    assert fails(2, *command, "--where", "category=style", "-c", "tone").startswith("unknown category 'tone'; known: ")
+    table = labels(tmp_path / "y.parquet", {"category": None}, {"category": None})
+    assert fails(3, "train-judge", table, *command[2:]).startswith("no row has a category, a verdict and a response; ")
 
 
 def test_a_model_that_does_not_exist(tmp_path):
@@ -204,6 +219,33 @@ def test_no_api_key(tmp_path, monkeypatch):
     line = fails(5, "label", DEMO / "pool.parquet", "-t", "gemini/gemini-3-pro-preview", "-o", tmp_path / "out.parquet")
     assert "GEMINI_API_KEY" in line
     assert not (tmp_path / "out.parquet").exists()
+
+
+def test_a_path_in_place_of_a_model(tmp_path):
+    out = tmp_path / "out.parquet"
+    code = "import sys; from tests.test_cli import *; fails(2, *sys.argv[1:]); assert 'litellm' not in sys.modules"
+    recording = DEMO / "recorded.parquet"
+    for name in (str(recording), "nope.jsonl", str(DEMO)):
+        command = ("label", DEMO / "pool.parquet", "-t", name, "-o", out)
+        subprocess.run([sys.executable, "-c", code, *map(str, command)], check=True)
+        line = fails(2, *command)
+        told = {
+            "nope.jsonl": "nope.jsonl is not a file, and no model; ",
+            str(DEMO): f"'{DEMO}' is a folder; did you mean 'hf:{DEMO}'?",
+            str(recording): f"'{recording}' is a file, not a model; did you mean 'recorded:{recording}'?",
+        }
+        assert line.startswith(told[name])
+
+
+def test_the_embedded_model_may_be_named_in_either_way():
+    for name in ("embedded", "hf:embedded"):
+        assert LabelConfig(teacher=name).teacher == EvaluateConfig(model=("m",), judge=name).judge == "hf:embedded"
+        assert (
+            SampleConfig(model=(name, "m")).model
+            == EvalJudgeConfig(teacher=(name, "m")).teacher
+            == ("hf:embedded", "m")
+        )
+        assert TrainJudgeConfig(base=name).base == RlConfig(policy=name).policy == "embedded"
 
 
 def test_a_flag_out_of_range(tmp_path):
@@ -264,16 +306,75 @@ def test_an_unknown_key_of_a_config_file_names_the_nearest(tmp_path):
     assert line.endswith("'voets'; did you mean 'votes'?")
 
 
+def test_a_config_file_behind_the_command(tmp_path):
+    line = fails(2, "label", "--config", tmp_path / "run.toml", DEMO / "pool.parquet", "-o", tmp_path / "out.parquet")
+    assert line == "--config goes before the command: tjd --config FILE COMMAND ..."
+    assert "No such option: --cnofig" in tjd("label", "--cnofig", "x").output
+
+
+@pytest.mark.parametrize("command", ["train-judge", "transfer", "rl", "eval-judge", "synthesize", "evaluate"])
+def test_help_names_every_option_whole_in_a_terminal_of_80_columns(command):
+    text = subprocess.run(
+        [sys.executable, "-m", "tjd.cli", command, "--help"],
+        env=os.environ | {"COLUMNS": "80", "NO_COLOR": "1"}, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert not re.findall(r"--[a-z-]*…", text)
+    assert len(re.findall(r"^│[ *]+--[a-z-]+ ", text, re.MULTILINE)) > 5
+
+
+def test_show_puts_what_is_asked_for_first(tmp_path):
+    rows = [LABEL | {"response_id": f"r{i}", "split": None, "followed": bool(i), "model": None} for i in range(3)]
+    table = tmp_path / "labels.parquet"
+    origin = tables.provenance("label", {"seed": 0}, {"responses": "ab" * 32}, {})
+    tables.write_rows(rows, str(table), pa.Table.from_pylist(rows).schema, origin)
+    sections = json.loads(tjd("show", table, "--json").stdout)["sections"]
+    titles = list(sections)
+    assert titles[0] == f"{table}: 3 rows, 10 columns"
+    assert titles[1:] == ["verdicts", "category", "row 1", "row 2", "row 3", "columns", "provenance"]
+    assert sections["verdicts"]["rows"] == [["style", 2, 1, 0, "0.67"]]
+    assert sections["provenance"]["rows"][0] == ["digest", tables.file_digest(table)[:12]]
+    assert ["inputs", {"responses": "abababababab"}] in sections["provenance"]["rows"]
+    line = fails(2, "show", table, "--only", "x")
+    assert line.endswith(", verdicts, category, row 1, row 2, row 3, columns, provenance")
+    assert fails(3, "show", tmp_path) == f"{tmp_path} is a folder, not a table; name a file in it"
+    (tmp_path / "card.md").touch()
+    assert fails(3, "show", tmp_path) == f"{tmp_path} is a folder, not a table; read {tmp_path / 'card.md'}"
+
+
 def test_an_unknown_column_in_where(tmp_path):
     line = fails(3, "show", DEMO / "pool.parquet", "--where", "colour=red")
     assert line.startswith("--where colour=red: write COLUMN=VALUE")
+
+
+def test_where_that_keeps_nothing(tmp_path):
+    out = tmp_path / "out.parquet"
+    line = fails(3, "label", DEMO / "pool.parquet", "-t", RECORDED, "--where", "model=nobody", "--limit", 5, "-o", out)
+    assert line.startswith(f"--where model=nobody keeps none of the 1750 rows of {DEMO / 'pool.parquet'}; model is ")
+    assert not out.exists()
+
+
+def test_votes_that_fail_are_told_apart_from_verdicts(tmp_path):
+    answers = pq.read_table(DEMO / "recorded.parquet").to_pylist()
+    recording, out = tmp_path / "fewer.parquet", tmp_path / "out.parquet"
+    kept = [row for row in answers if row["seed"] == 0]
+    pq.write_table(pa.Table.from_pylist(kept, schema=pq.read_schema(DEMO / "recorded.parquet")), recording)
+    command = ("label", DEMO / "pool.parquet", "--limit", 40, "--votes", 3, "-o", out)
+    result = tjd(*command, "-t", f"recorded:{recording}")
+    assert result.exit_code == 0
+    told = "80 votes failed (mostly: not in the recording); every row has a verdict, 40 of them with fewer than 3 votes"
+    assert f", {told} -> {out}" in result.stderr
+    assert "80 failed" not in result.stderr
+    assert "failed" not in tjd(*command, "-t", RECORDED, "--votes", 1).stderr
 
 
 def test_queries_may_be_jsonl(tmp_path):
     queries = tmp_path / "q.jsonl"
     queries.write_text('{"query": "Why is the sky blue?"}\n{"query": "Who was Ada Lovelace?"}\n')
     line = fails(5, "synthesize", queries, "-t", RECORDED, "-o", tmp_path / "out.parquet")
-    assert "not in the recording" in line
+    advice = "answers only what it was recorded on; for your own queries name a live model with -t; see the column"
+    assert f"(mostly: not in the recording); a recorded teacher {advice} 'error' of {tmp_path}" in line
+    line = fails(5, "label", DEMO / "pool.parquet", "-t", RECORDED, "--seed", 99, "-o", tmp_path / "labels.parquet")
+    assert line.endswith("name a live model with -t")
     rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
     assert [row["query"] for row in rows] == ["Why is the sky blue?", "Who was Ada Lovelace?"]
     assert rows[0]["query_id"] != rows[1]["query_id"]
@@ -346,11 +447,19 @@ def toy_labels(tmp_path_factory):
     return write(tmp_path_factory.mktemp("toy") / "labels.parquet", rows)
 
 
-def test_judges_are_trained_measured_and_used(tmp_path, toy_labels, tiny_model_dir):
+def test_judges_are_trained_measured_and_used(tmp_path, toy_labels, tiny_model_dir, monkeypatch):
     judges, metrics, scores = tmp_path / "judges", tmp_path / "metrics.parquet", tmp_path / "scores.parquet"
     train = ("train-judge", toy_labels, "-b", tiny_model_dir, "--full", "--learning-rate", 3e-3, "--epochs", 12,
              "--patience", 12, "-o", judges)  # fmt: skip
-    assert tjd(*train).exit_code == 0
+    told = tjd(*train)
+    assert told.exit_code == 0
+    worth = [line for line in told.stderr.splitlines() if "validation row" in line]
+    assert len(worth) == 4  # style and semantic, each with its warning
+    assert re.fullmatch(
+        r"style: \d+ validation rows, balanced accuracy 0\.\d\d \[[01]\.\d\d, [01]\.\d\d\]|.* 1\.00 .*", worth[0]
+    )
+    assert worth[1] == "warning: with fewer than 30 validation rows, the threshold of style is a guess"
+    assert f"2 judges -> {judges}" in told.stderr
     weights = {path: path.stat().st_mtime_ns for path in judges.glob("*/*.safetensors")}
     assert len(weights) == 2
     assert tjd(*train).exit_code == 0  # the specialists that are there are kept
@@ -363,6 +472,12 @@ def test_judges_are_trained_measured_and_used(tmp_path, toy_labels, tiny_model_d
     accuracy = {row["judge"]: row for row in rows if (row["category"], row["metric"]) == ("all", "balanced_accuracy")}
     assert accuracy["3-for-3"]["value"] >= 0.95
     assert accuracy[f"3-for-3 - zero-shot {tiny_model_dir.name}"]["value"] > 0.2
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = tjd("eval-judge", toy_labels, "-j", judges, "--teacher", f"hf:{tiny_model_dir}").stdout
+    assert "…" not in shown
+    for row in rows:
+        if row["metric"] != "coverage" and row["low"] is not None:
+            assert f" [{row['low']:.2f}, {row['high']:.2f}] " in shown
     assert tjd("score", toy_labels, "-j", judges, "-o", scores).exit_code == 0
     scored = pq.read_table(scores).to_pylist()
     assert len(scored) == 240
@@ -400,6 +515,20 @@ def test_a_prompt_of_ones_own_is_known_by_its_name(tmp_path, toy_labels, tiny_mo
     footer = pq.read_schema(judges / "metrics.parquet").metadata[b"tjd"].decode()
     assert json.loads(footer)["config"]["prompt"] == "mine"
     assert str(tmp_path) not in footer
+
+
+def test_judges_of_other_settings_are_replaced(tmp_path, toy_labels, tiny_model_dir, caplog):
+    judges = tmp_path / "judges"
+    train = ("train-judge", toy_labels, "-b", tiny_model_dir, "--head", "probe", "-o", judges)
+    tjd(*train)
+    assert sorted(path.name for path in judges.iterdir() if path.is_dir()) == ["semantic", "style"]
+    assert not caplog.records
+    assert "1 judge -> " in tjd(*train, "--layout", "1-for-3").stderr
+    assert f"{judges}: replaces 2 judges trained with other settings" in caplog.messages
+    assert [path.name for path in judges.iterdir() if path.is_dir()] == ["shared"]
+    caplog.clear()
+    tjd(*train, "--layout", "1-for-3", "--abstain", 0.1)  # another calibration of the same weights
+    assert not [message for message in caplog.messages if "replaces" in message]
 
 
 def test_a_category_without_a_specialist_gets_a_null_score(tmp_path, toy_labels, tiny_model_dir):

@@ -81,7 +81,7 @@ def test_a_subset_that_is_empty_is_told(data: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "x.parquet").exists()
 
 
-def test_files_of_responses_stand_side_by_side(data: Path, tmp_path: Path) -> None:
+def test_files_of_responses_stand_side_by_side(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = [answers(tmp_path / f"{name}.jsonl", held) for name, held in (("good", GOOD), ("bad", BAD))]
     out, kept = tmp_path / "scores.parquet", tmp_path / "responses.parquet"
     flags = ("-b", f"ifeval={data / 'ifeval'}", "-o", out, "--responses", kept)
@@ -93,12 +93,37 @@ def test_files_of_responses_stand_side_by_side(data: Path, tmp_path: Path) -> No
     line = next(line for line in result.stdout.splitlines() if "inst_level_loose_acc" in line)
     assert "100.00 [100.0, 100.0] (n 3)" in line
     assert "0.00 [0.0, 0.0] (n 3)" in line
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = tjd("evaluate", "-m", models[0], "-m", models[1], *flags).stdout
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert narrow.count(" [100.0, 100.0] ") == result.stdout.count(" [100.0, 100.0] ") > 0
+    monkeypatch.delenv("COLUMNS")
     assert len(list(tables.open_table(str(kept), "evaluations").rows())) == 4
     assert str(tmp_path) not in str(pq.read_schema(out).metadata)
 
     again = tmp_path / "again.parquet"
     assert tjd("evaluate", "-m", kept, *flags[:2], "-o", again).exit_code == 0  # what was kept can be scored anew
     assert scores(again) == found
+
+
+def test_a_file_that_is_not_of_these_prompts_is_told(data: Path, tmp_path: Path) -> None:
+    flags = ("--data", data, "-b", "ifeval", "--max-invalid", 1)
+    other = answers(tmp_path / "other.jsonl", {"ifbench:1": "Hm", "ifbench:2": "Ah"})
+    line = fails(3, "evaluate", "-m", other, *flags)
+    assert line == f"none of the 2 responses of {other} belongs to a prompt of ifeval; is it for another benchmark?"
+    partial = answers(tmp_path / "partial.jsonl", {"ifeval:1": "Hello friend", "ifeval:2": None, "ifeval:9": "Ah"})
+    result = tjd("evaluate", "-m", partial, *flags)
+    told = f"1 of 2 prompts have a response; 1 response of {partial} matches no prompt"
+    assert result.stderr.splitlines()[0] == f"warning: {partial}: {told}"
+    whole = answers(tmp_path / "whole.jsonl", GOOD)
+    for more in ((), ("--limit", 1)):  # a quick look at a whole file is no reason to warn
+        assert "warning" not in tjd("evaluate", "-m", whole, *flags, *more).stderr
+    lines = [
+        {"prompt": f" {row['instruction']}", "response": "Ah"}
+        for row in BENCHMARKS["ifeval"].read(str(data / "ifeval"))
+    ]
+    (tmp_path / "by_text.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert "warning" not in tjd("evaluate", "-m", tmp_path / "by_text.jsonl", *flags).stderr
 
 
 def test_json_on_standard_output(data: Path, tmp_path: Path) -> None:
@@ -176,6 +201,8 @@ def test_what_is_missing_is_told_in_one_line(data: Path, tmp_path: Path) -> None
     line = fails(2, "evaluate", "-m", model)
     assert line == "nothing to evaluate on: give --benchmark NAME=SOURCE, or --data FOLDER"
     assert fails(2, "evaluate", "--data", data).startswith("tjd evaluate needs at least one --model")
+    line = fails(2, "evaluate", "-m", "nope.jsonl", "--data", data, "-b", "ifeval")
+    assert line.startswith("nope.jsonl is not a file")
     line = fails(2, "evaluate", "-m", model, "-b", "ifevla")
     assert line == "unknown --benchmark: 'ifevla'; did you mean 'ifeval'?"
     line = fails(2, "evaluate", "-m", model, "-b", "multi-if")
@@ -183,7 +210,12 @@ def test_what_is_missing_is_told_in_one_line(data: Path, tmp_path: Path) -> None
     line = fails(3, "evaluate", "-m", model, "-b", f"followbench={tmp_path / 'none'}", "--judge", "openai/x")
     assert line == f"there is no folder {tmp_path / 'none'}; {BENCHMARKS['followbench'].howto}"
     line = fails(2, "evaluate", "-m", model, "--data", data, "-b", "cfbench", "-b", "ifeval")
-    assert line == "--judge MODEL is missing: it decides what code cannot check of cfbench"
+    told = "--judge MODEL is missing: it decides what code cannot check of cfbench"
+    assert line == f"{told}; or evaluate on what code checks alone: -b ifeval"
+    assert fails(2, "evaluate", "-m", model, "--data", data, "-b", "cfbench") == told
+    nowhere = tjd("evaluate", "-m", model, "--data", tmp_path / "nowhere")
+    assert nowhere.exit_code == 3
+    assert nowhere.stderr.startswith(f"error: there is no folder {tmp_path / 'nowhere'}; give one with a folder per")
     line = fails(2, "evaluate", "-m", model, "-m", model, "--data", data, "-b", "ifeval")
     assert line.startswith("two models are called good")
 

@@ -232,9 +232,29 @@ def test_where(tmp_path: Path) -> None:
     assert [kept(), kept("n=1"), kept("n!=1"), kept("ok=true"), kept("n=null"), kept("n!=null", "ok!=true")] == [
         "abc", "a", "bc", "a", "c", "b",
     ]  # fmt: skip
+    assert [kept("ok=True"), kept("ok!=TRUE"), kept("ok=NULL")] == ["a", "bc", "c"]
     for condition in ("m=1", "n"):
         with pytest.raises(DataError, match=r"write COLUMN=VALUE or COLUMN!=VALUE with a column of query_id, n, ok"):
             tables.where(table, [condition])
+
+
+def test_where_that_keeps_nothing_names_what_there_is(tmp_path: Path) -> None:
+    path = raw(tmp_path / "t.parquet", {"category": ["style", "tone", None] * 5, "n": list(range(15))})
+    table = tables.open_table(path, "foreign")
+
+    def told(*conditions: str) -> str:
+        with pytest.raises(DataError) as caught:
+            list(tables.kept(table, conditions))
+        return str(caught.value).replace(path, "FILE")
+
+    assert told("n!=3", "category=styel") == (
+        "--where category=styel keeps none of the 15 rows of FILE; did you mean 'style'? category is style, tone, null"
+    )
+    assert told("n=99") == "--where n=99 keeps none of the 15 rows of FILE; n is 0, 1, 2, 3, 4, 5, 6, 7, ..."
+    assert (
+        told("n=1", "category=style") == "--where n=1 --where category=style together keep none of the 15 rows of FILE"
+    )
+    assert len(list(tables.kept(table, ["category=tone"]))) == 5
 
 
 def test_text_ids_tell_parts_apart() -> None:

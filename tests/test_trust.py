@@ -11,6 +11,7 @@ import pytest
 
 from tests.test_cli import DEMO, RECORDED, fails, tjd
 from tjd import tables
+from tjd.splits import split_of
 
 TEACHER = f"zero-shot recorded:{tables.file_digest(DEMO / 'recorded.parquet')[:12]}"
 CATEGORIES = ("style", "semantic", "layout")
@@ -221,6 +222,21 @@ def gullible(judges, tmp_path) -> Path:
     return folder
 
 
+def test_what_is_left_out_or_not_there_is_told(judges, labels):
+    told = tjd("eval-judge", labels, "-j", judges).stderr
+    assert "eval-judge: 120 of 360 rows left out: not all judges cover their category (layout)" in told
+    query_ids = [row["query_id"] for row in pq.read_table(labels).to_pylist() if split_of(row, 0) == "train"]
+    one = ("eval-judge", labels, "-j", judges, "--where", f"query_id={query_ids[0]}")
+    line = fails(3, *one)
+    n = sum(
+        row["query_id"] == query_ids[0] and row["category"] != "layout" for row in pq.read_table(labels).to_pylist()
+    )
+    advice = "use --split all, if the judges never saw these queries"
+    assert line == f"0 of {n} rows are in split 'test' (train {n}, validation 0): {advice}"
+    line = fails(3, "eval-judge", labels, "-j", judges, "--where", "category=layout")
+    assert line == "no row with a verdict and a response has a category that all judges cover"
+
+
 def test_hack_probes_are_scored_and_the_gate_holds(gullible, labels, tmp_path):
     out, metrics = tmp_path / "probes.parquet", tmp_path / "metrics.parquet"
     command = ("probe-hacks", labels, "-j", gullible, "-o", out, "--metrics", metrics, "--per-category", 4)
@@ -239,7 +255,12 @@ def test_hack_probes_are_scored_and_the_gate_holds(gullible, labels, tmp_path):
         if row["low"] is not None:  # more than one query
             assert row["low"] <= row["value"] <= row["high"]
             assert row["high"] > 0  # four queries prove nothing
-    assert tjd(*command).exit_code == 0
+    shown = tjd(*command)
+    assert shown.exit_code == 0
+    [empty] = [row for row in rows if (row["category"], row["metric"]) == ("style", "false_accept/empty")]
+    assert f" {empty['value']:.3f} of {empty['n']} " in next(
+        line for line in shown.stdout.splitlines() if " empty " in line
+    )
 
 
 def test_a_hardened_judge_accepts_fewer_probes_and_was_not_shown_them(labels, tiny_model_dir, judges, tmp_path):
@@ -259,7 +280,7 @@ def test_a_hardened_judge_accepts_fewer_probes_and_was_not_shown_them(labels, ti
     assert scores[hardened] < scores[judges]
 
 
-def test_rl_tells_what_the_judges_accept_and_refuses(gullible, tmp_path):
+def test_rl_tells_what_the_judges_accept_and_refuses(gullible, tiny_model_dir, tmp_path):
     constraint = {"constraint_id": "c", "kind": "soft", "category": "style", "text": "Avoid a grand manner.",
                   "checker": None, "kwargs": None}  # fmt: skip
     rows = [
@@ -267,15 +288,19 @@ def test_rl_tells_what_the_judges_accept_and_refuses(gullible, tmp_path):
         for i in range(3)
     ]  # fmt: skip
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "instructions.parquet")
-    command = ("rl", tmp_path / "instructions.parquet", "-j", gullible, "-o", tmp_path / "policy", "-p", "./nowhere")
+    command = ("rl", tmp_path / "instructions.parquet", "-j", gullible, "-o", tmp_path / "policy", "-p", tiny_model_dir)
+    early = tjd(*command, "-p", "./nowhere")
+    assert early.exit_code == 2
+    assert "there is no model folder ./nowhere" in early.stderr
+    assert "rl: the judge" not in early.stderr  # the policy is looked for first
     line = fails(6, *command, "--max-false-accept", 0)
     assert line.startswith("the judge of 'style' accepts ")
-    told = tjd(*command)
-    assert told.exit_code == 2  # the policy is looked for after the report
-    assert "rl: the judge of style accepts " in told.stderr
     line = fails(3, *command, "--category", "layout")
     assert line == "no instruction has soft constraints of layout alone; see --category"
     assert not (tmp_path / "policy").exists()
+    told = tjd(*command, "--max-prompt-tokens", 1)
+    assert told.exit_code == 3
+    assert "rl: the judge of style accepts " in told.stderr
 
 
 def test_specialists_are_trained_and_transferred(labels, tiny_model_dir, tmp_path):

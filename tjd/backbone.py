@@ -6,13 +6,14 @@ safetensors in the cache folder, since reading GGUF takes ten times as long. Hea
 
 import ctypes
 import hashlib
+import io
 import os
 import shutil
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -241,7 +242,8 @@ def _convert_gguf(source: Path, target: Path) -> None:
 
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=EMBEDDED_GGUF)
-    model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=EMBEDDED_GGUF, dtype="float32")
+    with redirect_stderr(io.StringIO()):  # its bar ignores the line above
+        model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=EMBEDDED_GGUF, dtype="float32")
     # the weights are already dequantised; these marks would stop save_pretrained
     model.hf_quantizer = None
     model.is_quantized = False

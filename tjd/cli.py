@@ -18,6 +18,8 @@ from tjd.commands import bench, benchmarks, compare, data, judges, policy, rules
 from tjd.commands.terminal import require_known, say
 from tjd.errors import ConfigError, TjdError
 
+UsageError: Any = typer.BadParameter.__base__  # what the parser raises; typer has no other name for it
+
 
 class Boundary(TyperGroup):
     """Turns a TjdError into one line on standard error and its exit code; anything else is a bug."""
@@ -29,6 +31,11 @@ class Boundary(TyperGroup):
         except TjdError as error:
             say(f"error: {error}", style="red")
             raise typer.Exit(error.exit_code) from error
+        except UsageError as error:
+            if getattr(error, "option_name", None) == "--config":
+                say("error: --config goes before the command: tjd --config FILE COMMAND ...", style="red")
+                raise typer.Exit(error.exit_code) from error
+            raise
         except KeyboardInterrupt:
             say("interrupted; run the same command again to go on from what is done", style="yellow")
             raise typer.Exit(130) from None

@@ -45,6 +45,14 @@ def _share(config: Any, *names: str) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} must lie in [0, 1], not {getattr(config, name)}")
 
 
+def _name_embedded(config: Any, name: str, written: str) -> None:
+    """Accept `embedded` where a model to ask is named, and `hf:embedded` where weights are; keep it written in one way."""
+    given = getattr(config, name)
+    names = given if isinstance(given, tuple) else (given,)
+    named = tuple(written if each in ("embedded", "hf:embedded") else each for each in names)
+    object.__setattr__(config, name, named if isinstance(given, tuple) else named[0])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendConfig:
     """How to reach a model; nothing here changes an answer, so none of it is provenance."""
@@ -83,7 +91,8 @@ class SynthesizeConfig:
     seed: int = flag(0, SEED_HELP)
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check ranges, and write names in one way."""
+        _name_embedded(self, "teacher", "hf:embedded")
         _at_least(self, 1, "per_query", "max_tokens")
         _at_least(self, 0, "temperature")
         _share(self, "max_invalid")
@@ -103,7 +112,8 @@ class SampleConfig:
     seed: int = flag(0, SEED_HELP)
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check ranges, and write names in one way."""
+        _name_embedded(self, "model", "hf:embedded")
         if not self.model:
             raise ConfigError("tjd sample needs at least one --model, for example --model hf:embedded")
         for name in self.condition:
@@ -127,7 +137,8 @@ class LabelConfig:
     seed: int = flag(0, SEED_HELP)
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check ranges, and write names in one way."""
+        _name_embedded(self, "teacher", "hf:embedded")
         if self.mode not in ("pointwise", "batch"):
             raise ConfigError(f"--mode must be pointwise or batch, not '{self.mode}'")
         _at_least(self, 1, "votes", "max_tokens")
@@ -202,7 +213,8 @@ class TrainJudgeConfig:
     seed: int = flag(0, "Of the split, the order of rows and the adapters.")
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check ranges, and write names in one way."""
+        _name_embedded(self, "base", "embedded")
         _at_least(self, 1, "epochs", "patience", "batch_size", "lora_rank", "max_instruction_tokens")
         _at_least(self, 1, "max_response_tokens")
         _at_least(self, 0, "lora_layers", "learning_rate", "layer")
@@ -251,7 +263,8 @@ class EvalJudgeConfig:
     seed: int = flag(0, "Of the bootstrap.")
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check ranges, and write names in one way."""
+        _name_embedded(self, "teacher", "hf:embedded")
         for mode in self.teacher_mode:
             if mode not in ("pointwise", "batch"):
                 raise ConfigError(f"--teacher-mode must be pointwise or batch, not '{mode}'")
@@ -369,7 +382,8 @@ class RlConfig:
     seed: int = flag(0, "Of the order of instructions, the adapters and the sampling.")
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check ranges, and write names in one way."""
+        _name_embedded(self, "policy", "embedded")
         _at_least(self, 1, "steps", "prompts_per_step", "micro_batch", "max_prompt_tokens", "max_response_tokens")
         _at_least(self, 1, "lora_rank", "flat_steps", "save_every")
         _at_least(self, 2, "group_size")  # an advantage needs a second response
@@ -401,7 +415,9 @@ class EvaluateConfig:
     seed: int = flag(0, "Of sampling and of the bootstrap.")
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check ranges, and write names in one way."""
+        _name_embedded(self, "model", "hf:embedded")
+        _name_embedded(self, "judge", "hf:embedded")
         if not self.model:
             raise ConfigError("tjd evaluate needs at least one --model, for example --model hf:embedded")
         _at_least(self, 1, "max_tokens", "judge_max_tokens")

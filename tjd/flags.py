@@ -3,9 +3,11 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
+
+WIDEST = 12  # characters of a choice that are not broken
 
 
 def flags(command: Callable[..., None]) -> Callable[..., None]:
@@ -48,10 +50,16 @@ def _options(config: type) -> list[inspect.Parameter]:
         if get_origin(kind) is tuple:
             kind, default = list[get_args(kind)[0]], list(default) if default is not MISSING else []  # type: ignore[arg-type]
         names = (f"--{field.name.replace('_', '-')}", *field.metadata.get("names", ()))
-        option = typer.Option(*names, help=field.metadata.get("help"))
+        choices = _choices(get_args(kind)) if get_origin(kind) is Literal else None
+        option = typer.Option(*names, help=field.metadata.get("help"), metavar=choices)
         options.append(
             inspect.Parameter(
                 field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
             )
         )
     return options
+
+
+def _choices(values: tuple[str, ...]) -> str:
+    """A choice a line, so that the column of types leaves room for the names of options in a terminal of 80 columns."""
+    return "\n|".join(value if len(value) <= WIDEST else value.replace("_", "_\n") for value in values)

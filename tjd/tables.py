@@ -30,6 +30,7 @@ Row = dict[str, Any]
 
 ROWS_PER_GROUP = 4096  # rows of a Parquet row group we write, and of a batch we read
 STDIO = "-"
+MAX_HELD = 8  # values of a column that a message names
 
 CONSTRAINT = pa.struct(
     {
@@ -372,18 +373,60 @@ def text_id(*parts: str) -> str:
 def where(table: Table, conditions: Sequence[str]) -> Callable[[Row], bool]:
     """Turn `COLUMN=VALUE` and `COLUMN!=VALUE` conditions into one test of a row; all must hold.
 
-    Values are compared as text (`true` and `false` for booleans, `null` for a missing value).
+    Values are compared as text (`true` and `false` in any case for booleans, `null` for a missing value).
     """
-    tests: list[tuple[str, str, bool]] = []
-    for condition in conditions:
-        column, sign, value = condition.partition("=")
-        wanted = not column.endswith("!")
-        column = column.removesuffix("!").strip()
-        if not sign or column not in table.schema.names:
-            known = ", ".join(table.schema.names)
-            raise DataError(f"--where {condition}: write COLUMN=VALUE or COLUMN!=VALUE with a column of {known}")
-        tests.append((column, value.strip(), wanted))
-    return lambda row: all((_as_text(row[column]) == value) is wanted for column, value, wanted in tests)
+    tests = [_test(table, condition) for condition in conditions]
+    return lambda row: all(_holds(row, *test) for test in tests)
+
+
+def kept(table: Table, conditions: Sequence[str]) -> Iterator[Row]:
+    """Stream the rows that `where` keeps.
+
+    Raises:
+        DataError: It keeps none; the message names what the column holds.
+    """
+    keep = where(table, conditions)
+
+    def stream() -> Iterator[Row]:
+        n = 0
+        for row in table.rows():
+            if keep(row):
+                n += 1
+                yield row
+        if conditions and not n:
+            raise DataError(_why_none(table, conditions))
+
+    return stream()
+
+
+def _why_none(table: Table, conditions: Sequence[str]) -> str:
+    """Which condition keeps nothing, and what its column holds."""
+    tests = [_test(table, condition) for condition in conditions]
+    rows = [{column: row[column] for column, _, _ in tests} for row in table.rows()]
+    for condition, (column, value, wanted) in zip(conditions, tests, strict=True):
+        if not any(_holds(row, column, value, wanted) for row in rows):
+            held = list(dict.fromkeys(_as_text(row[column]) for row in rows))
+            is_text = _is_text(table.schema.field(column).type)
+            close = get_close_matches(value, held, n=1) if wanted and is_text else []
+            hint = f"did you mean '{close[0]}'? " if close else ""
+            some = f"{', '.join(text[:40] for text in held[:MAX_HELD])}{', ...' if len(held) > MAX_HELD else ''}"
+            return f"--where {condition} keeps none of the {len(rows)} rows of {table.name}; {hint}{column} is {some}"
+    return f"--where {' --where '.join(conditions)} together keep none of the {len(rows)} rows of {table.name}"
+
+
+def _test(table: Table, condition: str) -> tuple[str, str, bool]:
+    column, sign, value = condition.partition("=")
+    wanted = not column.endswith("!")
+    column, value = column.removesuffix("!").strip(), value.strip()
+    if not sign or column not in table.schema.names:
+        known = ", ".join(table.schema.names)
+        raise DataError(f"--where {condition}: write COLUMN=VALUE or COLUMN!=VALUE with a column of {known}")
+    is_boolean = pa.types.is_boolean(table.schema.field(column).type)
+    return column, value.lower() if is_boolean else value, wanted
+
+
+def _holds(row: Row, column: str, value: str, wanted: bool) -> bool:
+    return (_as_text(row[column]) == value) is wanted
 
 
 def _as_text(value: object) -> str:

@@ -96,6 +96,13 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(tmp_path: Path, many
     assert str(tmp_path) not in str(pq.read_schema(outs[0]).metadata)
 
 
+def test_a_table_without_rules_is_told(tmp_path: Path) -> None:
+    table, out = responses(tmp_path / "in.parquet", ("soft alone", [SOFT]), ("nothing", [])), tmp_path / "out.parquet"
+    line = fails(3, "check", table, "-o", out)
+    assert line == "no row has a rule constraint, so there is nothing to check; soft ones are for tjd score"
+    assert not out.exists()
+
+
 def test_a_flat_table_needs_no_keys(tmp_path: Path) -> None:
     flat = [
         {"query": "q", "response": "one two", "checker": WORDS["checker"], "kwargs": WORDS["kwargs"], "followed": True},

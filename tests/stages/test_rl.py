@@ -204,14 +204,34 @@ def test_adapters_are_saved_alone_and_merged(config, tmp_path):
 def test_a_folder_belongs_to_one_run(config, tmp_path):
     out = tmp_path / "policy"
     run(replace(config, steps=1), out)
-    with pytest.raises(ConfigError, match=r"differs in temperature, learning_rate"):
+    told = rf"differs in temperature \(was 1.0, now 0.9\), learning_rate \(was {config.rate}, now 0.001\); give"
+    with pytest.raises(ConfigError, match=told):
         run(replace(config, learning_rate=1e-3, temperature=0.9), out)
-    with pytest.raises(ConfigError, match="differs in instructions"):
+    with pytest.raises(ConfigError, match=r"differs in instructions \(was none, now 111111111111\); give"):
         run(config, out, inputs={"instructions": "1" * 64})
+    other = shutil.copytree(config.policy, tmp_path / "other-policy")
+    (other / "notes.txt").touch()
+    with pytest.raises(ConfigError, match=r"differs in policy \(was tiny-policy\d*, now other-policy\); give"):
+        run(replace(config, policy=str(other)), out)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").touch()
     with pytest.raises(ConfigError, match="not a run of tjd rl"):
         run(config, tmp_path / "other")
+
+
+def test_a_run_that_trained_nothing_gives_its_folder_away(config, tmp_path):
+    out = tmp_path / "policy"
+    with pytest.raises(ConfigError, match="there is no model folder"):
+        run(replace(config, policy=str(tmp_path / "nowhere")), out)
+    assert not out.exists()
+    with pytest.raises(TrainingError):  # before its first checkpoint
+        run(config, out, score=lambda rows: [Verdict(None, error="down")] * len(rows))
+    assert (out / "run.json").is_file()
+    (out / "metrics.parquet").write_bytes(b"of that run")
+    with pytest.raises(DataError, match="no instruction is left"):
+        run(replace(config, temperature=0.9, max_prompt_tokens=1), out)
+    assert not (out / "metrics.parquet").exists()
+    assert len(run(replace(config, temperature=0.8, steps=1), out)) == 1
 
 
 def test_rewards_without_spread_stop_the_run(config, tmp_path):

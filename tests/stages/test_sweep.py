@@ -99,7 +99,7 @@ def test_the_judges_of_all_combinations_may_be_kept(probes, labels, tmp_path):
         (["epochs"], "--sweep epochs: write NAME=V1,V2 with a flag of training that takes numbers or a choice"),
         (["learning-rat=1"], "unknown setting to --sweep: 'learning_rat'; did you mean 'learning_rate'?"),
         (["seed=1,2"], "--sweep seed: with another seed other rows are in validation; leave it out of the grid"),
-        (["base=a,b"], "unknown setting to --sweep: 'base'"),
+        (["base=a,b"], f"unknown setting to --sweep: 'base'; known: {', '.join(sweep.sweepable())}"),
         (["epochs=1,two"], "--sweep epochs: 'two' is none of its values, which are whole numbers"),
         (["learning-rate=nan"], "--sweep learning_rate: 'nan' is none of its values, which are numbers"),
         (["full=yes"], "--sweep full: 'yes' is none of its values, which are true and false"),

@@ -23,6 +23,7 @@ class Responses:
     model: str
     by_id: dict[str, str | None] = field(default_factory=dict)
     by_text: dict[str, str | None] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)  # of each row, by which it is entered
 
     def find(self, row: Row) -> tuple[str | None, str | None]:
         """The response to a prompt, or null and why there is none.
@@ -38,6 +39,11 @@ class Responses:
                 response = found[name]
                 return response, None if response is not None else "the file holds a null response"
         return None, "the file holds no response to this prompt"
+
+    def strangers(self, rows: Sequence[Row]) -> int:
+        """How many of the file's rows answer none of these prompts."""
+        known = {name for row in rows for name in (row["instruction_id"], row["instruction"].strip())}
+        return sum(name not in known for name in self.names)
 
 
 def read(path: str, benchmarks: Sequence[str]) -> list[Responses]:
@@ -56,15 +62,18 @@ def read(path: str, benchmarks: Sequence[str]) -> list[Responses]:
         where = f"row {number} of {path}"
         if "response" not in row:
             raise DataError(f"{where} has no 'response'; it has {', '.join(row)}")
-        name = str(row.get("model") or Path(path).stem)
-        entry = models.setdefault(name, Responses(name))
+        model = str(row.get("model") or Path(path).stem)
+        entry = models.setdefault(model, Responses(model))
         if row.get("instruction_id") is not None:
-            _enter(entry.by_id, str(row["instruction_id"]), row["response"], where)
-        elif row.get("turn") is None and (text := _first(row, TEXTS)) is not None:  # turns repeat their words
-            for form in dict.fromkeys((text, text.strip())):
+            name = str(row["instruction_id"])
+            _enter(entry.by_id, name, row["response"], where)
+        elif row.get("turn") is None and (name := _first(row, TEXTS)) is not None:  # turns repeat their words
+            for form in dict.fromkeys((name, name.strip())):
                 _enter(entry.by_text, form, row["response"], where)
         else:
-            _enter(entry.by_id, _own_key(row, benchmarks, where), row["response"], where)
+            name = _own_key(row, benchmarks, where)
+            _enter(entry.by_id, name, row["response"], where)
+        entry.names.append(name.strip())
     if not models:
         raise DataError(f"{path} has no rows; check the command that wrote it")
     return list(models.values())

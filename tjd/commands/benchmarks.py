@@ -10,14 +10,26 @@ import typer
 
 from tjd.commands.common import AsJson, Limit, MetricsOut, Out, open_models, used, writable
 from tjd.commands.data import import_app
-from tjd.commands.terminal import advancing, answers_to, print_grid, progress, require_known, say
+from tjd.commands.terminal import (
+    Line,
+    advancing,
+    answers_to,
+    counted,
+    needed,
+    print_numbers,
+    progress,
+    require_known,
+    room,
+    say,
+)
 from tjd.config import BackendConfig, EvaluateConfig, Subset, as_dict
-from tjd.errors import BackendError, ConfigError
+from tjd.errors import BackendError, ConfigError, DataError
 from tjd.flags import flags
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from tjd.benchmarks.responses import Responses
     from tjd.tables import Row
     from tjd.teacher import Again, Ask, Completion, Request, Teacher
 
@@ -97,15 +109,19 @@ def evaluate_command(
 
     to = answers_to(out, responses)
     named = _sources(benchmark, data)
-    rows = [row for name, source in named.items() for row in stage.take(BENCHMARKS[name].read(source), limit)]
+    every = {name: BENCHMARKS[name].read(source) for name, source in named.items()}
+    rows = [row for prompts_of in every.values() for row in stage.take(prompts_of, limit)]
     judgings = {name: BENCHMARKS[name].judging for name in named}
     templates = {name: prompts.load(j.prompt, j.variables) for name, j in judgings.items() if j is not None}
     again = prompts.load("again.v1", ["reason"])
     if templates and not config.judge:
-        raise ConfigError(f"--judge MODEL is missing: it decides what code cannot check of {' and '.join(templates)}")
+        alone = [name for name in named if name not in templates]
+        hint = f"; or evaluate on what code checks alone: {' '.join(f'-b {name}' for name in alone)}" if alone else ""
+        told = f"--judge MODEL is missing: it decides what code cannot check of {' and '.join(templates)}"
+        raise ConfigError(told + hint)
     with ExitStack() as stack:
         bars = stack.enter_context(progress())
-        models, asked, read = _models(config, backend, list(named), bars)
+        models, asked, read = _models(config, backend, every, rows, bars)
         judge = open_models("evaluate", [config.judge], backend)[0] if templates else None
         if judge is not None:
             stack.enter_context(closing(judge))
@@ -127,7 +143,7 @@ def evaluate_command(
         if path:
             tables.write_rows(table, path, schema, origin)
     told = [f"{'judge ' if model is judge else ''}{model.name}: {used(model.usage)}" for model in used_models]
-    say("; ".join([f"evaluate: {len(found)} responses", *told]))
+    say("; ".join([f"evaluate: {counted(len(found), 'response')}", *told]))
     _print_scores(metrics, to, as_json=as_json)
     _require_valid(found, config.max_invalid)
 
@@ -144,10 +160,13 @@ def _sources(benchmark: Sequence[str], data: Path | None) -> dict[str, str]:
     """Benchmark to where its data is.
 
     Raises:
+        DataError: There is no folder `data`.
         ConfigError: Nothing is asked for, a name is unknown, or its data is not said; the message tells how to get it.
     """
     from tjd.benchmarks import BENCHMARKS
 
+    if data is not None and not data.is_dir():
+        raise DataError(f"there is no folder {data}; give one with a folder per benchmark: {', '.join(NAMES)}")
     named: dict[str, str] = {}
     for entry in benchmark:
         name, given, source = entry.partition("=")
@@ -166,7 +185,11 @@ def _sources(benchmark: Sequence[str], data: Path | None) -> dict[str, str]:
 
 
 def _models(
-    config: EvaluateConfig, backend: BackendConfig, benchmarks: Sequence[str], bars: "Progress"
+    config: EvaluateConfig,
+    backend: BackendConfig,
+    every: "Mapping[str, Sequence[Row]]",
+    rows: "Sequence[Row]",
+    bars: "Progress",
 ) -> "tuple[Iterator[tuple[str, Any]], list[Teacher], dict[str, str]]":
     """Who answers, with how; those that are asked; and the digests of the files of responses."""
     from tjd import tables
@@ -175,7 +198,11 @@ def _models(
 
     files = [name for name in config.model if Path(name).is_file()]
     asked = open_models("evaluate", [name for name in config.model if name not in files], backend)
-    recorded = [entry for path in files for entry in responses.read(path, benchmarks)]
+    recorded: list[Responses] = []
+    for path in files:
+        entries = responses.read(path, list(every))
+        _tell_coverage(path, entries, every, rows)
+        recorded += entries
     names = [*(model.name for model in asked), *(entry.model for entry in recorded)]
     for name in names:
         if names.count(name) > 1:
@@ -190,6 +217,29 @@ def _models(
     return in_turn(), asked, {f"responses {Path(path).name}": tables.file_digest(path) for path in files}
 
 
+def _tell_coverage(
+    path: str, entries: "Sequence[Responses]", every: "Mapping[str, Sequence[Row]]", rows: "Sequence[Row]"
+) -> None:
+    """Warn where a file of responses and the prompts are not the same; raise if they have nothing in common."""
+    prompts = [row for each in every.values() for row in each]
+    strangers = {entry.model: entry.strangers(prompts) for entry in entries}
+    n_responses = sum(len(entry.names) for entry in entries)
+    if sum(strangers.values()) == n_responses:
+        raise DataError(
+            f"none of the {counted(n_responses, 'response')} of {path} belongs to a prompt of {' or '.join(every)}; "
+            "is it for another benchmark?"
+        )
+    for entry in entries:
+        n_found = sum(entry.find(row)[0] is not None for row in rows)
+        who, n_strange = path if len(entries) == 1 else f"{entry.model} in {path}", strangers[entry.model]
+        if n_found < len(rows) or n_strange:
+            told = f"{n_found} of {len(rows)} prompts have a response"
+            if n_strange:
+                match = "matches" if n_strange == 1 else "match"
+                told += f"; {counted(n_strange, 'response')} of {who} {match} no prompt"
+            say(f"warning: {who}: {told}", style="yellow")
+
+
 def _with_bar(ask: "Ask", name: str, bars: "Progress") -> "Ask":
     def shown(requests: "Any", again: "Again | None" = None) -> "Iterator[Completion]":
         listed: Sequence[Request] = list(requests)
@@ -200,39 +250,37 @@ def _with_bar(ask: "Ask", name: str, bars: "Progress") -> "Ask":
 
 def _print_scores(scores: "Sequence[Row]", to: IO[str], *, as_json: bool) -> None:
     """A line per figure, a column per model; what is finer than a turn, level or split is in the file alone."""
-    from rich.table import Table as Grid
-
     if as_json:
         print(json.dumps(scores), file=to)
         return
-    models = list(dict.fromkeys(row["model"] for row in scores))
-    grid = Grid(title="Scores in percent, CSL in levels (95% bootstrap interval over prompts)")
-    for column in ("benchmark", "metric", "of"):
-        grid.add_column(column, no_wrap=True)
-    for model in models:
-        grid.add_column(model, justify="right")
-    lines: dict[tuple[str, str, str], dict[str, Row]] = {}
+    cells_of: dict[tuple[str, str, str], dict[str, Row]] = {}
     for row in scores:
         if row["group"].startswith(("all", "turn=", "level=", "split=", "weighted")):
-            lines.setdefault((row["benchmark"], row["metric"], row["group"]), {})[row["model"]] = row
-    previous = None
-    for (benchmark, metric, group), cells in lines.items():
-        if previous not in (None, benchmark):
-            grid.add_section()
-        shown = [_cell(cells[model]) if model in cells else "" for model in models]
-        grid.add_row("" if previous == benchmark else benchmark, metric, group, *shown)
-        previous = benchmark
-    print_grid(grid, to)
+            cells_of.setdefault((row["benchmark"], row["metric"], row["group"]), {})[row["model"]] = row
+
+    def lines(between: str) -> list[Line | None]:
+        out: list[Line | None] = []
+        previous = None
+        for (benchmark, metric, group), cells in cells_of.items():
+            out += [None] if previous not in (None, benchmark) else []
+            names = ("" if previous == benchmark else benchmark, metric, group)
+            out.append((names, {model: _cell(row, between) for model, row in cells.items()}))
+            previous = benchmark
+        return out
+
+    head = ("benchmark", "metric", "of")
+    between = " " if needed(head, lines(" ")) <= room(to) else "\n"
+    print_numbers("Scores in percent, CSL in levels (95% bootstrap interval over prompts)", head, lines(between), to)
 
 
-def _cell(row: "Mapping[str, Any]") -> str:
+def _cell(row: "Mapping[str, Any]", between: str = " ") -> str:
     n = f"n {row['n']}" + (f", {row['n_invalid']} null" if row["n_invalid"] else "")
     if row["value"] is None:
-        return f"- ({n})"
+        return f"-{between}({n})"
     scale, digits = (1, 2) if row["metric"] == "CSL" else (100, 1)
     bounds = [row[name] for name in ("low", "high")]
     interval = ", ".join("-" if bound is None else f"{scale * bound:.{digits}f}" for bound in bounds)
-    return f"{scale * row['value']:.2f} [{interval}] ({n})"
+    return between.join([f"{scale * row['value']:.2f}", f"[{interval}]", f"({n})"])
 
 
 def _require_valid(rows: "Sequence[Row]", max_invalid: float) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tjd.commands.terminal import advancing, progress, say
+from tjd.commands.terminal import advancing, counted, progress, say
 from tjd.config import TAXONOMY_HELP, BackendConfig, as_dict
-from tjd.errors import BackendError, DataError
+from tjd.errors import BackendError, ConfigError, DataError
 from tjd.extras import need
 
 if TYPE_CHECKING:
@@ -46,8 +46,11 @@ Out = Annotated[
 OutFolder = Annotated[
     Path, typer.Option("--out", "-o", help="Folder to write.", show_default=False, callback=writable_folder)
 ]
-Where = Annotated[list[str], typer.Option("--where", help="Keep rows with COLUMN=VALUE or COLUMN!=VALUE; repeatable.")]
-Limit = Annotated[int, typer.Option("--limit", help="Take only the first rows; 0 takes all.", min=0)]
+Where = Annotated[
+    list[str],
+    typer.Option("--where", help="Keep rows with COLUMN=VALUE or COLUMN!=VALUE; repeatable.", metavar="<str>"),
+]
+Limit = Annotated[int, typer.Option("--limit", help="Take only the first rows; 0 takes all.", min=0, metavar="n")]
 Taxonomy = Annotated[str | None, typer.Option("--taxonomy", help=TAXONOMY_HELP)]
 Judges = Annotated[
     Path, typer.Option("--judges", "-j", help="Folder that `tjd train-judge` wrote.", show_default=False)
@@ -57,6 +60,7 @@ MetricsOut = Annotated[str | None, typer.Option("--out", "-o", help="Parquet fil
 Checkers = Annotated[
     Path | None, typer.Option("--checkers", help="Python file with checkers of your own: CHECKERS = {name: function}.")
 ]
+FILES = (".parquet", ".jsonl", ".json", ".csv", ".gguf", ".safetensors")  # how the names of models do not end
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -66,6 +70,8 @@ class Written:
     def __init__(self, out: str, null: str | None) -> None:
         self.out, self.null = out, null
         self.n_rows, self.n_null = 0, 0
+        self.n_votes, self.n_lost, self.n_short = 1, 0, 0  # asked for a row, unusable, and rows that lack some
+        self.lost: dict[str, int] = {}
         self.reasons: dict[str, int] = {}
 
     def count(self, rows: "Iterable[Row]") -> "Iterator[Row]":
@@ -76,24 +82,40 @@ class Written:
                 self.n_null += 1
                 reason = str(row.get("error"))[:120]
                 self.reasons[reason] = self.reasons.get(reason, 0) + 1
+            if n_lost := (votes := row.get("votes") or []).count(None):
+                self.n_lost += n_lost
+                self.n_short += row.get("followed") is not None
+                self.lost[str(row.get("error"))[:120]] = self.lost.get(str(row.get("error"))[:120], 0) + n_lost
+            self.n_votes = max(self.n_votes, len(votes))
             yield row
+
+    def told_of_votes(self) -> list[str]:
+        """What became of votes where there are several a row; one that failed need not cost a verdict."""
+        if self.n_votes == 1 or not self.n_lost:
+            return []
+        told = f"{counted(self.n_lost, 'vote')} failed (mostly: {max(self.lost, key=lambda reason: self.lost[reason])})"
+        verdicts = "every row has a verdict" if not self.n_null else f"{self.n_rows - self.n_null} rows have a verdict"
+        return [f"{told}; {verdicts}, {self.n_short} of them with fewer than {self.n_votes} votes"]
 
     def require_valid(self, max_invalid: float) -> None:
         """Raise if too many rows are null; they are written already."""
         if self.n_null > max_invalid * self.n_rows:
             common = max(self.reasons, key=lambda reason: self.reasons[reason])
+            from tjd.teacher.recorded import ADVICE, MISSING
+
+            of_out = "" if self.out == "-" else f" of {self.out}"
+            advice = f"{ADVICE}; " if MISSING in common else ""
             raise BackendError(
-                f"{self.n_null} of {self.n_rows} rows have no {self.null} (mostly: {common}); "
-                f"see the column 'error' of {self.out}, or raise --max-invalid"
+                f"{self.n_null} of {counted(self.n_rows, 'row')} have no {self.null} (mostly: {common}); "
+                f"{advice}see the column 'error'{of_out}, or raise --max-invalid"
             )
 
 
 def rows_of(table: "Table", where: Sequence[str], limit: int) -> "Iterator[Row]":
-    """The rows that `--where` keeps, as many as `--limit` allows."""
+    """The rows that `--where` keeps, as many as `--limit` allows; to keep none is an error."""
     from tjd import tables
 
-    keep = tables.where(table, where)
-    rows = (row for row in table.rows() if keep(row))
+    rows = tables.kept(table, where)
     return islice(rows, limit) if limit else rows
 
 
@@ -131,11 +153,12 @@ def write(
         bars = stack.enter_context(progress())
         task = bars.add_task(stage, total=total)
         tables.write_rows(advancing(written.count(rows), bars, task), out, schema, source)
-    told = [f"{written.n_rows} rows"]
+    told = [counted(written.n_rows, "row")]
     if written.n_null:
         common = max(written.reasons, key=lambda reason: written.reasons[reason])
         told.append(f"{written.n_null} without {null} (mostly: {common})")
-    told += [used(model.usage) for model in models]
+    votes = written.told_of_votes()
+    told += [used(model.usage, failed=not votes) for model in models] + votes
     say(f"{stage}: {', '.join(told)} -> {'standard output' if out == tables.STDIO else out}")
     return written
 
@@ -171,7 +194,9 @@ def with_bar(
 
 
 def open_models(command: str, names: Sequence[str], backend: BackendConfig) -> "list[Teacher]":
-    """Open models to ask, after checking that their packages are there."""
+    """Open models to ask, after checking their names and that their packages are there."""
+    for name in names:
+        _require_model(name)
     if any(name.startswith("hf:") for name in names):
         need(command, "train", "torch", "transformers")
     if any(not name.startswith(("hf:", "recorded:")) for name in names):
@@ -180,6 +205,18 @@ def open_models(command: str, names: Sequence[str], backend: BackendConfig) -> "
     from tjd.teacher import open_teacher
 
     return [open_teacher(name, backend, cache_folder()) for name in names]
+
+
+def _require_model(name: str) -> None:
+    """Raise for a path where the name of a model is wanted, before a package that takes seconds to import is."""
+    if name.startswith(("hf:", "recorded:")):
+        return
+    if Path(name).is_file():
+        raise ConfigError(f"'{name}' is a file, not a model; did you mean 'recorded:{name}'?")
+    if Path(name).is_dir():
+        raise ConfigError(f"'{name}' is a folder; did you mean 'hf:{name}'?")
+    if name.endswith(FILES):
+        raise ConfigError(f"{name} is not a file, and no model; check the path, or write provider/model, hf:NAME")
 
 
 def own_checkers(path: Path | None) -> "tuple[dict[str, Checker] | None, dict[str, str]]":
@@ -192,10 +229,10 @@ def own_checkers(path: Path | None) -> "tuple[dict[str, Checker] | None, dict[st
     return load_checkers(path), {"checkers": tables.file_digest(path)}
 
 
-def used(usage: "Usage") -> str:
+def used(usage: "Usage", *, failed: bool = True) -> str:
     """What the calls of a model came to."""
     cost = "price unknown" if usage.cost_usd is None else f"${usage.cost_usd:.4f}"
     told = (
         f"{usage.calls} calls ({usage.cached} more from the cache), {usage.prompt_tokens}+{usage.tokens} tokens, {cost}"
     )
-    return told + (f", {usage.failed} failed" if usage.failed else "")
+    return told + (f", {usage.failed} failed" if usage.failed and failed else "")

@@ -22,7 +22,17 @@ from tjd.commands.common import (
     warn_of_leaks,
     with_bar,
 )
-from tjd.commands.terminal import answers_to, interval, print_grid, progress, say
+from tjd.commands.terminal import (
+    Line,
+    answers_to,
+    counted,
+    interval,
+    needed,
+    print_numbers,
+    progress,
+    room,
+    say,
+)
 from tjd.config import BackendConfig, EvalJudgeConfig, TrainJudgeConfig, as_dict
 from tjd.errors import ConfigError
 from tjd.extras import need
@@ -78,6 +88,10 @@ def eval_judge_command(
     with ExitStack() as stack:
         bars = stack.enter_context(progress())
         field = _contestants(judges, config, found, rows, bars, stack)
+        if left_out := stage.uncovered(rows, field.judges):
+            names = ", ".join(sorted({row["category"] for row in left_out}))
+            what = f"{len(left_out)} of {counted(len(rows), 'row')} left out"
+            say(f"eval-judge: {what}: not all judges cover their category ({names})")
         measured = stage.eval_judge(rows, field.judges, config, field.split_seed)
     for teacher in field.teachers:
         say(f"{teacher.name}: {used(teacher.usage)}")
@@ -203,29 +217,33 @@ def _names(manifests: Mapping[Path, Mapping[str, Any]]) -> list[str]:
 def _print_metrics(
     metrics: "Sequence[Row]", title: str, to: IO[str], *, as_json: bool, hide: Sequence[str] = ()
 ) -> None:
-    """Metrics as a grid: a line per category and judge, a column per metric."""
-    from rich.table import Table as Grid
-
+    """A line per category and judge, a column per metric; in a narrow terminal a table per category, a column per judge."""
     if as_json:
         print(json.dumps(metrics), file=to)
         return
     names = [name for name in dict.fromkeys(row["metric"] for row in metrics) if name not in hide]
-    grid = Grid(title=title)
-    for column in ("judge", "category", "n", "invalid", "prevalence"):
-        grid.add_column(
-            column, justify="left" if column in ("judge", "category") else "right", no_wrap=column != "judge"
-        )
-    for name in names:
-        grid.add_column(name.replace("_", " "), justify="right")
-    lines: dict[tuple[str, str], dict[str, Row]] = {}
+    found: dict[str, dict[str, dict[str, Row]]] = {}
     for row in metrics:
-        lines.setdefault((row["category"], row["judge"]), {})[row["metric"]] = row
-    previous = None
-    for (category, judge), cells in lines.items():
-        if previous not in (None, category):
-            grid.add_section()
-        previous = category
-        any_row = next(iter(cells.values()))
-        head = [judge, category, str(any_row["n"]), str(any_row["n_invalid"]), f"{any_row['prevalence']:.2f}"]
-        grid.add_row(*head, *(interval(cells[name], signed=" - " in judge) for name in names))
-    print_grid(grid, to)
+        found.setdefault(row["category"], {}).setdefault(row["judge"], {})[row["metric"]] = row
+
+    def shown(judge: str, row: "Row") -> str:
+        return interval(row, signed=" - " in judge)
+
+    head = ("judge", "category", "n", "invalid", "prevalence")
+    lines: list[Line | None] = []
+    for category, judges in found.items():
+        lines += [None] if lines else []
+        for judge, cells in judges.items():
+            row = next(iter(cells.values()))
+            told = (judge, category, str(row["n"]), str(row["n_invalid"]), f"{row['prevalence']:.2f}")
+            lines.append((told, {name.replace("_", " "): shown(judge, cells[name]) for name in names}))
+    if needed(head, lines) <= room(to):
+        print_numbers(title, head, lines, to)
+        return
+    for category, judges in found.items():
+        row = next(iter(next(iter(judges.values())).values()))
+        about = f"{category}: n {row['n']}, invalid {row['n_invalid']}, prevalence {row['prevalence']:.2f}"
+        tall = [
+            ((name.replace("_", " "),), {j: shown(j, cells[name]) for j, cells in judges.items()}) for name in names
+        ]
+        print_numbers(f"{title}\n{about}", ("metric",), tall, to)

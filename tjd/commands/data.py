@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +11,7 @@ import typer
 from tjd.commands.common import AsJson, Checkers, Limit, Out, Taxonomy, Where, open_models, own_checkers, rows_of, write
 from tjd.commands.terminal import answers_to, print_grid, require_known
 from tjd.config import BackendConfig, LabelConfig, SampleConfig, SynthesizeConfig
+from tjd.errors import DataError
 from tjd.flags import flags
 
 app = typer.Typer()
@@ -39,7 +41,7 @@ def synthesize_command(
 
     known = categories.load(taxonomy)
     prompt, again = prompts.load("synthesize.v1", stage.VARIABLES), prompts.load("again.v1", ["reason"])
-    table = tables.open_table(queries, "queries", need=("query_id", "query"))
+    table = tables.open_table(queries, "queries", need=("query", "query_id"))
     schema = tables.output_schema("instructions", like=table.schema, drop=["category"])
     [teacher] = open_models("synthesize", [config.teacher], backend)
     rows = stage.synthesize(rows_of(table, where, limit), prompt, again, teacher.ask, config, known)
@@ -168,10 +170,15 @@ def show_command(
     where: Where = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
-    """Show what a table holds: provenance, columns, counts per category and verdict, and some rows."""
+    """Show what a table holds: verdicts per category, counts, some rows, columns, and where it comes from."""
     from tjd import tables
     from tjd.stages import show as stage
 
+    if Path(table).is_dir():
+        card = Path(table) / "card.md"
+        raise DataError(
+            f"{table} is a folder, not a table; " + (f"read {card}" if card.is_file() else "name a file in it")
+        )
     source = tables.open_table(table, "foreign")
     summary = stage.summarise(rows_of(source, where, 0), source, n_rows=rows)
     if only is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tjd.commands.common import Judges, Limit, Out, OutFolder, Taxonomy, Where, rows_of, write
-from tjd.commands.terminal import progress, require_known, say
+from tjd.commands.terminal import counted, progress, require_known, say
 from tjd.config import SweepConfig, TrainJudgeConfig, as_dict
 from tjd.errors import ConfigError
 from tjd.extras import need
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tjd.tables import Row
 
 app = typer.Typer()
+
+FEW = 30  # validation rows of a category, below which a threshold rests on chance
 
 
 @app.command("train-judge", rich_help_panel="Judges")
@@ -87,7 +89,24 @@ def train_judge_command(
             settings, swept = choice.sweep(points, out, train, save, keep=sweep.keep, on_start=tell)
             config = replace(config, **settings)
         manifest = train(config, out, swept)
-    say(f"{len(manifest['specialists'])} judges -> {out} (card.md says what they are worth)")
+    _tell_worth(manifest)
+    say(f"{counted(len(manifest['specialists']), 'judge')} -> {out} (card.md says more)")
+
+
+def _tell_worth(manifest: Mapping[str, Any]) -> None:
+    """A line per category that is judged, and a warning where there was too little to choose its threshold by."""
+    for category, seat in manifest["categories"].items():
+        n, found = seat["n_validation"], seat["validation"].get("balanced_accuracy")
+        told = f"{category}: {counted(n, 'validation row')}"
+        if found is not None:
+            value, low, high = ("-" if number is None else f"{number:.2f}" for number in found)
+            told += f", balanced accuracy {value} [{low}, {high}]"
+        say(told)
+        if n < FEW:
+            say(
+                f"warning: with fewer than {FEW} validation rows, the threshold of {category} is a guess",
+                style="yellow",
+            )
 
 
 @app.command("score", rich_help_panel="Judges")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tjd.commands.common import Checkers, Limit, OutFolder, Where, own_checkers, rows_of
-from tjd.commands.terminal import progress, require_known, say
+from tjd.commands.terminal import counted, progress, require_known, say
 from tjd.config import RL_PRESETS, ProbeHacksConfig, RlConfig
 from tjd.errors import ConfigError, DataError
 from tjd.extras import need
@@ -48,7 +48,9 @@ def rl_command(
     ] = None,
     category: Annotated[
         list[str],
-        typer.Option("--category", "-c", help="Only instructions with soft constraints of these; repeatable."),
+        typer.Option(
+            "--category", "-c", help="Only instructions with soft constraints of these; repeatable.", metavar="<str>"
+        ),
     ] = [],  # noqa: B006
     checkers: Checkers = None,
     where: Where = [],  # noqa: B006
@@ -77,12 +79,15 @@ def rl_command(
         rows = [row for row in rows if _categories(row) and _categories(row) <= set(category)]
         if not rows:
             raise DataError(f"no instruction has soft constraints of {', '.join(category)} alone; see --category")
+    if judges is not None:
+        ensemble.read_manifest(judges)
+        digests["judges"] = tables.file_digest(judges / ensemble.MANIFEST)
+    stage.require_startable(config, out, digests)
     if judges is None:
         _require_rules_alone(rows)
         score, covered = (lambda softs: []), rows
     else:
         judge = ensemble.load(judges, dtype=config.dtype)
-        digests["judges"] = tables.file_digest(judges / ensemble.MANIFEST)
         score, covered = judge.score, [row for row in rows if judge.covers(row["constraints"] or ())]
         _probe(judge, covered, config)
     if len(covered) < len(rows):
@@ -97,7 +102,7 @@ def rl_command(
             inputs=digests,
             on_step=_rewards(bars, config.steps),
         )
-    say(f"rl: {len(metrics)} steps -> {out} (policy, rollouts.parquet, metrics.parquet)")
+    say(f"rl: {counted(len(metrics), 'step')} -> {out} (policy, rollouts.parquet, metrics.parquet)")
 
 
 def _categories(row: "Row") -> set[str]:

@@ -24,7 +24,7 @@ from tjd.commands.common import (
     writable_folder,
 )
 from tjd.commands.judges import training_bars
-from tjd.commands.terminal import answers_to, interval, print_grid, progress, say
+from tjd.commands.terminal import answers_to, interval, print_grid, print_numbers, progress, say
 from tjd.config import ProbeHacksConfig, TrainJudgeConfig, TransferConfig, as_dict
 from tjd.errors import ConfigError, DataError
 from tjd.extras import need
@@ -207,15 +207,13 @@ def _print_transfer(found: "Transfer", config: TransferConfig, to: IO[str], *, a
     name = METRIC_NAMES[config.metric]
     cells = {(row["judge"], row["category"]): row for row in found.metrics if row["metric"] == config.metric}
     trained, tested = (list(dict.fromkeys(cell[axis] for cell in cells)) for axis in (0, 1))
-    grid = Grid(title=f"{name} on the test split (95% bootstrap interval over queries)")
-    grid.add_column("trained on")
+    columns: dict[str, str] = {}
     for category in tested:
         some = max((cells[row, category] for row in trained), key=lambda row: row["n"])
         share = "-" if some["prevalence"] is None else f"{some['prevalence']:.2f}"
-        grid.add_column(f"{category}\nn = {some['n']}, prevalence {share}", justify="right")
-    for row in trained:
-        grid.add_row(row, *(interval(cells[row, category]) for category in tested))
-    print_grid(grid, to)
+        columns[category] = f"{category}\nn = {some['n']}, prevalence {share}"
+    lines = [((row,), {told: interval(cells[row, c]) for c, told in columns.items()}) for row in trained]
+    print_numbers(f"{name} on the test split (95% bootstrap interval over queries)", ("trained on",), lines, to)
     if not found.best:
         say(f"{len(trained)} specialists are too many to search every set of; at most {MOST_SEARCHED} are")
         return
@@ -236,19 +234,17 @@ def _print_transfer(found: "Transfer", config: TransferConfig, to: IO[str], *, a
 
 
 def _print_probes(metrics: "Sequence[Row]", to: IO[str], *, as_json: bool) -> None:
-    """The share accepted: a line per probe, a column per category."""
-    from rich.table import Table as Grid
-
+    """The share accepted, and of how many: a line per probe, a column per category."""
     if as_json:
         print(json.dumps(metrics), file=to)
         return
     cells = {(row["metric"].partition("/")[2], row["category"]): row for row in metrics}
     names, categories = (list(dict.fromkeys(cell[axis] for cell in cells)) for axis in (0, 1))
-    grid = Grid(title="Share of worthless responses that are accepted (95% bootstrap interval over queries)")
-    grid.add_column("probe")
-    for category in categories:
-        grid.add_column(f"{category}\nn = {cells['', category]['n']}", justify="right")
-    for name in [*names[1:], names[0]]:  # all together come last
-        shown = [interval(cells[name, category]) for category in categories]
-        grid.add_row(name or "all", *shown)
-    print_grid(grid, to)
+
+    def shown(row: "Row") -> str:
+        return interval(row).replace("\n", f" of {row['n']}\n")
+
+    ordered = [*names[1:], names[0]]  # all together come last
+    lines = [((name or "all",), {c: shown(cells[name, c]) for c in categories}) for name in ordered]
+    title = "Share of worthless responses that are accepted (95% bootstrap interval over queries)"
+    print_numbers(title, ("probe",), lines, to)

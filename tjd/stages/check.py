@@ -23,9 +23,14 @@ Decide = Callable[[Iterable[Question]], Iterable[tuple[Verdict, Verdict]]]  # st
 
 
 def check(rows: Iterable[Row], decide: Decide) -> Iterator[Row]:
-    """Decide each rule constraint of each row, in order; null with a reason in `error` where that cannot be done."""
+    """Decide each rule constraint of each row, in order; null with a reason in `error` where that cannot be done.
+
+    Raises:
+        DataError: There is no rule constraint.
+    """
     rules = (pair for row in rows for pair in tables.one_per_constraint(row) if _is_rule(pair))
     rules, asked = tee(rules)
+    n = 0
     for rule, (strict, loose) in zip(rules, decide(map(_question, asked)), strict=True):
         if "followed" in rule:
             rule["teacher_followed"] = rule["followed"]
@@ -34,7 +39,10 @@ def check(rows: Iterable[Row], decide: Decide) -> Iterator[Row]:
             "followed_loose": loose.followed,
             "error": strict.reason or loose.reason,
         }
+        n += 1
         yield rule | _ids(rule) | verdict
+    if not n:
+        raise DataError("no row has a rule constraint, so there is nothing to check; soft ones are for tjd score")
 
 
 def schema(found: pa.Schema) -> pa.Schema:

@@ -6,6 +6,7 @@ of its own gets them from the validation rows, so that no difference is merely t
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from tjd.metrics import (
 )
 from tjd.prompts import Prompt
 from tjd.rewards import Verdict
-from tjd.splits import soft, split_of, usable
+from tjd.splits import SPLITS, soft, split_of, usable
 from tjd.tables import Row, text_id
 from tjd.teacher import Ask
 from tjd.teacher.verdicts import once_more, read, verdict_request
@@ -112,9 +113,7 @@ def eval_judge(
     chosen = [row for row in covered if config.split == "all" or split_of(row, split_seed) == config.split]
     labelled = [row for row in chosen if usable(row)]
     if not labelled:
-        raise DataError(
-            f"no labelled row of the split '{config.split}' has a category that the judges cover; see --split"
-        )
+        raise DataError(_why_none(covered, config.split, split_seed))
     validation = [row for row in covered if split_of(row, split_seed) == "validation" and usable(row)]
     scored = {judge.name: _score(judge, labelled, validation) for judge in judges}
     valid_N = np.logical_and.reduce([np.isfinite(each.scores_N) for each in scored.values()])
@@ -224,6 +223,20 @@ def _score(judge: Judge, labelled: Sequence[Row], validation: Sequence[Row]) -> 
         np.array([v.score for _, v in known], dtype=float),
     )
     return Scored(scores_N, np.array([cuts.get(row["category"], 0.5) for row in labelled]), decided_N)
+
+
+def _why_none(covered: Sequence[Row], split: str, seed: int) -> str:
+    """Why a split has no row to measure on."""
+    n = Counter(split_of(row, seed) for row in covered if usable(row))
+    if not n:
+        return "no row with a verdict and a response has a category that all judges cover"
+    others = ", ".join(f"{name} {n[name]}" for name in SPLITS if name != split)
+    return f"0 of {n.total()} rows are in split '{split}' ({others}): use --split all, if the judges never saw these queries"
+
+
+def uncovered(rows: Iterable[Row], judges: Sequence[Judge]) -> list[Row]:
+    """Rows whose category some judge does not cover, so that they are left out."""
+    return [row for row in rows if row["category"] is not None and not _covered(row, judges)]
 
 
 def _covered(row: Row, judges: Sequence[Judge]) -> bool:

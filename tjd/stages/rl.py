@@ -83,6 +83,22 @@ def unwatched(metrics: Row) -> None:
     """Ignore the metrics of a step."""
 
 
+def require_startable(config: RlConfig, out: Path, inputs: Mapping[str, str]) -> Row:
+    """Check what can be known before anything is computed.
+
+    Returns:
+        What the run is known by: its settings and the digests of its inputs.
+
+    Raises:
+        ConfigError: As `rl` does, or there is no such policy.
+    """
+    _require_possible(config)
+    backbone.load_config(config.policy)
+    run = _provenance(config, inputs)
+    _require_own(out, run)
+    return run
+
+
 def rl(
     instructions: Iterable[Row],
     config: RlConfig,
@@ -108,12 +124,11 @@ def rl(
         STEP_METRICS, one row per step.
 
     Raises:
-        ConfigError: `out` holds a run with other settings or inputs, or the settings do not fit each other.
+        ConfigError: `out` holds a run that trained under other settings or on other inputs, or the settings do not fit.
         DataError: No instruction is left.
         TrainingError: The loss is not a number, no group had any spread of reward, or too many responses have none.
     """
-    _require_possible(config)
-    run = _provenance(config, inputs or {})
+    run = require_startable(config, out, inputs or {})
     if _is_main():
         _claim(out, run)
     with _quiet():
@@ -181,27 +196,47 @@ def _provenance(config: RlConfig, inputs: Mapping[str, str]) -> Row:
     return tables.provenance("rl", settings, {**weights, **inputs}, {})
 
 
-def _claim(out: Path, run: Row) -> None:
-    """Make `out` the folder of this run, or see that it is."""
+def _require_own(out: Path, run: Row) -> None:
+    """Raise unless `out` is new, or the folder of this run, or of one that trained nothing."""
     started = out / RUN
     if started.is_file():
-        before = json.loads(started.read_text())
-        changed = [
-            name for name in run["config"] if name not in FREE and before["config"].get(name) != run["config"][name]
-        ]
-        changed += [
-            name
-            for name in {**before["inputs"], **run["inputs"]}
-            if before["inputs"].get(name) != run["inputs"].get(name)
-        ]
-        if changed:
+        changed = _changed(json.loads(started.read_text()), run)
+        if changed and _has_trained(out):
             raise ConfigError(
                 f"{out} holds a run that differs in {', '.join(changed)}; give another folder, or remove this one"
             )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not a run of tjd rl; give a new folder")
+
+
+def _changed(before: Row, run: Row) -> list[str]:
+    """Each setting or input in which two runs differ, with its old and its new value."""
+    told = {
+        name: f"{name} (was {_shown(before['config'].get(name))}, now {_shown(value)})"
+        for name, value in run["config"].items()
+        if name not in FREE and before["config"].get(name) != value
+    }
+    for name in {**before["inputs"], **run["inputs"]}:
+        old, new = (each["inputs"].get(name) for each in (before, run))
+        if old != new:  # a policy of another name is told already
+            told.setdefault(name, f"{name} (was {_shown(old)[:12]}, now {_shown(new)[:12]})")
+    return list(told.values())
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def _has_trained(out: Path) -> bool:
+    return (out / MANIFEST).is_file() or _last_checkpoint(out / "checkpoints") is not None
+
+
+def _claim(out: Path, run: Row) -> None:
+    """Make `out` the folder of this run; what a run without a checkpoint left there is no part of it."""
     out.mkdir(parents=True, exist_ok=True)
-    _write_json(started, run)
+    if not _has_trained(out):
+        (out / "metrics.parquet").unlink(missing_ok=True)
+    _write_json(out / RUN, run)
 
 
 def _prompts(instructions: Iterable[Row], tokenizer: PreTrainedTokenizerBase, config: RlConfig) -> Dataset:

@@ -1,8 +1,9 @@
 """Show: what a table holds, in a form to read.
 
-In: any table. Out: titled sections of rows of cells: provenance, columns, counts, and some rows.
+In: any table. Out: titled sections of rows of cells: counts, some rows, columns, and provenance.
 """
 
+import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
@@ -13,6 +14,9 @@ COUNTED = ("kind", "category", "model", "condition", "language", "split", "mode"
 REWARD_PARTS = ("reward", "reward_rule", "reward_soft", "n_tokens", "judge_failed")
 MAX_CELL = 300  # characters of a cell that are shown
 MAX_VALUES = 50  # a column with more distinct values is not counted
+
+DIGITS = 12  # of a digest that are shown
+DIGEST = re.compile("[0-9a-f]{64}")
 
 Section = dict[str, list[Any]]
 
@@ -32,15 +36,17 @@ def summarise(rows: Iterable[Row], table: Table, *, n_rows: int) -> dict[str, An
         if total <= n_rows:
             first.append(row)
     source = table.provenance
-    told = [["digest", table.digest], *([[k, v] for k, v in source.items()] if source else [["written by", "not tjd"]])]
+    wrote = f"tjd {source['stage']} {source['version']}" if source else "not tjd"
     sections = {
-        f"{table.name}: {total} rows, {len(table.schema)} columns": {"header": [], "rows": told},
-        "columns": {"header": ["column", "type"], "rows": [[f.name, str(f.type)] for f in table.schema]},
+        f"{table.name}: {total} rows, {len(table.schema)} columns": {"header": [], "rows": [["written by", wrote]]},
         **tally.sections(),
     }
     for number, row in enumerate(first, start=1):
         lines = [[k, _short(v)] for k, v in row.items() if v is not None]
         sections[f"row {number}"] = {"header": [], "rows": lines or [["all of it", "null"]]}
+    sections["columns"] = {"header": ["column", "type"], "rows": [[f.name, str(f.type)] for f in table.schema]}
+    told = [["digest", table.digest[:DIGITS]], *([k, _cut(v)] for k, v in (source or {}).items())]
+    sections["provenance"] = {"header": [], "rows": told}
     return {"n_rows": total, "provenance": source, "sections": sections}
 
 
@@ -74,14 +80,14 @@ class Tally:
     def sections(self) -> dict[str, Section]:
         """What was counted, ready to be shown."""
         out: dict[str, Section] = {}
-        for name, counter in self.counts.items():
-            if 0 < len(counter) <= MAX_VALUES:
-                out[name] = {"header": [name, "rows"], "rows": [[k, n] for k, n in counter.most_common()]}
         if self.verdicts:
             out["verdicts"] = {
                 "header": ["category", "followed", "not followed", "null", "share followed"],
                 "rows": [_verdict_line(name, counter) for name, counter in sorted(self.verdicts.items())],
             }
+        for name, counter in self.counts.items():
+            if 0 < len(counter) <= MAX_VALUES and set(counter) != {None}:
+                out[name] = {"header": [name, "rows"], "rows": [[k, n] for k, n in counter.most_common()]}
         if self.steps:
             out["reward by step"] = {
                 "header": ["step", "rows", "reward", "rule", "soft", "tokens", "judge failed"],
@@ -105,6 +111,13 @@ def _step_line(step: int, lines: list[Row]) -> list[Any]:
 
     failed = sum(bool(line["judge_failed"]) for line in lines)
     return [step, len(lines), mean("reward"), mean("reward_rule"), mean("reward_soft"), mean("n_tokens"), failed]
+
+
+def _cut(value: Any) -> Any:
+    """Provenance with its digests cut to the digits that tell them apart."""
+    if isinstance(value, dict):
+        return {name: _cut(held) for name, held in value.items()}
+    return value[:DIGITS] if isinstance(value, str) and DIGEST.fullmatch(value) else value
 
 
 def _short(value: Any) -> str:

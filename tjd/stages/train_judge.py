@@ -10,8 +10,9 @@ import json
 import logging
 import random
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,6 +120,7 @@ def train_judge(
     if todo:
         (out / ensemble.MANIFEST).unlink(missing_ok=True)  # it must not describe the weights to come
         todo = plan if config.head == "probe" else todo
+    _clear(out, plan, todo)
     parts = {
         name: Parts(*(_examples(encoder, by_split[key], members) for key in ("train", "validation")))
         for name, members in todo.items()
@@ -200,11 +202,20 @@ def specialists(
     """Which specialist judges which categories.
 
     Raises:
-        ConfigError: A category is not in the taxonomy.
-        DataError: None of the wanted categories is in the table.
+        ConfigError: A category of `--category` is not in the taxonomy.
+        DataError: A category of the table is not in the taxonomy, or none of the wanted categories is in the table.
     """
     present = {row["category"] for row in rows}
-    taxonomy.choose(dict(categories), sorted(present))  # an unknown name in the table is an error too
+    if not present:
+        known = ", ".join(categories)
+        raise DataError(f"no row has a category, a verdict and a response; the column 'category' may hold {known}")
+    for name in sorted(present - categories.keys()):
+        close = get_close_matches(name, categories, n=1)
+        hint = f" (did you mean '{close[0]}'?)" if close else ""
+        raise DataError(
+            f"the labels have the unknown category '{name}'{hint}; leave it out with --where category!={name}, "
+            "or define it in a file for --taxonomy"
+        )
     if config.layout == "1-for-all" and not config.category:
         chosen = tuple(name for name in categories if name in present)
     else:
@@ -370,6 +381,17 @@ def _train_probes(
 def _seed(config: TrainJudgeConfig, specialist: str) -> None:
     """Draw what a specialist starts from as if it were trained alone, so that a resumed run trains the same."""
     torch.manual_seed(int(text_id(str(config.seed), specialist), 16))
+
+
+def _clear(out: Path, plan: Iterable[str], todo: Iterable[str]) -> None:
+    """Remove what was trained with other settings, under the names to train or any other."""
+    kept = set(plan) - set(todo)
+    stale = [record.parent for record in out.glob(f"*/{ensemble.RECORD}") if record.parent.name not in kept]
+    if stale:
+        noun = "judge" if len(stale) == 1 else "judges"
+        log.warning("%s: replaces %d %s trained with other settings", out, len(stale), noun)
+    for folder in stale:
+        shutil.rmtree(folder)
 
 
 @contextmanager

@@ -22,6 +22,8 @@ RECORDING = pa.schema(
         "source": pa.string(),  # how it came about
     }
 )
+MISSING = "not in the recording"
+ADVICE = "a recorded teacher answers only what it was recorded on; for your own queries name a live model with -t"
 MISSING_AT_FIRST = 20  # so many misses before any hit: the recording belongs to other prompts
 
 
@@ -59,7 +61,7 @@ class Recorded:
             if self._hits == 0 and self._misses == MISSING_AT_FIRST:
                 raise BackendError(
                     f"{self.name} holds none of the first {MISSING_AT_FIRST} prompts; it was recorded for other rows, "
-                    "prompts or seeds"
+                    f"prompts or seeds: {ADVICE}"
                 )
             second = follow_up(request, first, again)
             yield first if second is None else merged(first, self._find(second))
@@ -70,7 +72,7 @@ class Recorded:
     def _find(self, request: Request) -> Completion:
         row = self._row.get((bytes.fromhex(request.prompt_digest), request.seed))
         text = None if row is None else self._completions[row].as_py()
-        error = "not in the recording" if text is None else None
+        error = MISSING if text is None else None
         completion = Completion(text, self.name, cost_usd=0.0, error=error)
         self.usage.add(completion)
         return completion
