@@ -310,12 +310,12 @@ def _final_states(
 
 def _keys(groups: Sequence[Group]) -> list[tuple[Ids, ...]]:
     """The runs of a tree in the order in which it lays them out."""
-    responses = [(whole.ids, response) for whole in groups for response in whole.responses]
-    return [
-        *((whole.ids,) for whole in groups),
-        *((instruction, response.ids) for instruction, response in responses),
-        *((instruction, r.ids, constraint) for instruction, r in responses for constraint in r.constraints),
-    ]
+    keys: list[tuple[Ids, ...]] = [(whole.ids,) for whole in groups]
+    for whole in groups:
+        for response in whole.responses:
+            keys.append((whole.ids, response.ids))
+            keys += [(whole.ids, response.ids, constraint) for constraint in response.constraints]
+    return keys
 
 
 def _warm_cosine(step: int, n_steps: int) -> float:

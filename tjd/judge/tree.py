@@ -2,8 +2,8 @@
 
 In: encoded judgements. Out: a `Tree`, all distinct tokens of the judgements in one row, and `forward`, which runs a decoder
 over it. Linear layers and norms see one packed row without padding; only attention knows of the tree. It works level by
-level: instructions attend to themselves, responses to their instruction and themselves, and the constraints of a response,
-side by side, to both and each to itself. Every token thus sees exactly the tokens before it in its own judgement, at the
+level: instructions attend to themselves, then each response with its constraints side by side to its instruction, to the
+response, and each constraint to itself. Every token thus sees exactly the tokens before it in its own judgement, at the
 same positions, as if the judgement were run alone; gradients flow through the shared tokens as well.
 
 It relies on transformers' attention interface, hence on no architecture in particular; those that do more in attention than
@@ -78,6 +78,11 @@ class Response:
     ids: Ids
     constraints: dict[Ids, list[int]]
 
+    @property
+    def n_tokens(self) -> int:
+        """Distinct tokens, those of the constraints included."""
+        return len(self.ids) + sum(map(len, self.constraints))
+
 
 @dataclass(slots=True)
 class Group:
@@ -89,7 +94,7 @@ class Group:
     @property
     def n_tokens(self) -> int:
         """Distinct tokens."""
-        return len(self.ids) + sum(len(r.ids) + sum(map(len, r.constraints)) for r in self.responses)
+        return len(self.ids) + sum(response.n_tokens for response in self.responses)
 
 
 def group(judgements: Sequence[Encoded]) -> list[Group]:
@@ -129,76 +134,71 @@ def select(groups: Sequence[Group], wanted: Set[int]) -> tuple[list[Group], torc
         The groups, and for each token of their tree its place in the tree of all groups.
     """
     kept: list[Group] = []
-    tokens: tuple[list[int], list[int], list[int]] = ([], [], [])  # of instructions, responses, constraints
-    starts_I, starts_R, starts_C = _starts(groups)
-    response_index = 0
-    for parent, whole in enumerate(groups):
+    of_instructions: list[int] = []
+    of_responses: list[int] = []
+    starts_I, starts_R = _starts(groups)
+    rest_R = iter(starts_R)
+    for start, whole in zip(starts_I, groups, strict=True):
         responses = []
         for response in whole.responses:
+            place = next(rest_R)
+            own = list(range(place, place := place + len(response.ids)))
             constraints: dict[Ids, list[int]] = {}
-            place = starts_C[response_index]
             for ids, members in response.constraints.items():
-                if of_mine := [index for index in members if index in wanted]:
-                    constraints[ids] = of_mine
-                    tokens[2].extend(range(place, place + len(ids)))
+                if mine := [index for index in members if index in wanted]:
+                    constraints[ids] = mine
+                    own += range(place, place + len(ids))
                 place += len(ids)
             if constraints:
                 responses.append(Response(response.ids, constraints))
-                start = starts_R[response_index]
-                tokens[1].extend(range(start, start + len(response.ids)))
-            response_index += 1
+                of_responses += own
         if responses:
             kept.append(Group(whole.ids, responses))
-            tokens[0].extend(range(starts_I[parent], starts_I[parent] + len(whole.ids)))
-    return kept, torch.tensor([*tokens[0], *tokens[1], *tokens[2]])
+            of_instructions += range(start, start + len(whole.ids))
+    return kept, torch.tensor([*of_instructions, *of_responses])
 
 
 def pack(groups: Sequence[Group]) -> Tree:
-    """Lay the tokens of some groups out in one row: instructions, then responses, then constraints."""
-    responses = [(parent, response) for parent, g in enumerate(groups) for response in g.responses]
-    start_I, start_R, start_C = _starts(groups)
-
-    n_I, n_R = len(groups), len(responses)
-    run: list[int] = [number for number, g in enumerate(groups) for _ in g.ids]
-    run += [n_I + number for number, (_, r) in enumerate(responses) for _ in r.ids]
-    runs: list[tuple[int, int, int]] = []
-    ids: list[int] = [token for g in groups for token in g.ids]
-    position: list[int] = [place for g in groups for place in range(len(g.ids))]
-    for parent, response in responses:
-        ids += response.ids
-        offset = len(groups[parent].ids)
-        position += range(offset, offset + len(response.ids))
+    """Lay the tokens of some groups out in one row: the instructions, then each response followed by its constraints."""
+    starts_I, starts_R = _starts(groups)
+    ids: list[int] = [token for whole in groups for token in whole.ids]
+    position: list[int] = [place for whole in groups for place in range(len(whole.ids))]
+    run: list[int] = [number for number, whole in enumerate(groups) for _ in whole.ids]
+    instructions = [list(range(s, s + len(whole.ids))) for s, whole in zip(starts_I, groups, strict=True)]
+    n_runs = len(groups)
     read: list[int] = []
     ends: list[int] = []
+    runs: list[tuple[int, int, int]] = []
     members: list[tuple[int, ...]] = []
-    owner_R: list[list[int]] = []  # which of the response's constraints each token belongs to
-    for place, ((parent, response), start) in enumerate(zip(responses, start_C, strict=True)):
-        offset = len(groups[parent].ids) + len(response.ids)
-        owner: list[int] = []
-        for number, (constraint, indices) in enumerate(response.constraints.items()):
+    own_R: list[list[int]] = []  # a response's tokens and those of its constraints
+    owner_R: list[list[int]] = []  # whose they are: 0 the response's, else the number of the constraint
+    prefix_R: list[list[int]] = []
+    responses = [(parent, response) for parent, whole in enumerate(groups) for response in whole.responses]
+    for start, (parent, response) in zip(starts_R, responses, strict=True):
+        offset = len(groups[parent].ids)
+        owner = [0] * len(response.ids)
+        ids += response.ids
+        position += range(offset, offset + len(response.ids))
+        of_response, n_runs = n_runs, n_runs + 1
+        run += [of_response] * len(response.ids)
+        for number, (constraint, indices) in enumerate(response.constraints.items(), start=1):
             ids += constraint
-            position += range(offset, offset + len(constraint))
+            place = offset + len(response.ids)
+            position += range(place, place + len(constraint))
             owner += [number] * len(constraint)
-            run += [n_I + n_R + len(runs)] * len(constraint)
-            runs.append((parent, n_I + place, n_I + n_R + len(runs)))
+            run += [n_runs] * len(constraint)
+            runs.append((parent, of_response, n_runs))
+            n_runs += 1
             read.append(start + len(owner) - 1)
-            ends.append(start_R[place] + len(response.ids) - 1 if response.ids else -1)
+            ends.append(start + len(response.ids) - 1 if response.ids else -1)
             members.append(tuple(indices))
+        own_R.append(list(range(start, start + len(owner))))
         owner_R.append(owner)
-
-    instruction = [range(s, s + len(g.ids)) for s, g in zip(start_I, groups, strict=True)]
-    response_runs = [range(s, s + len(r.ids)) for s, (_, r) in zip(start_R, responses, strict=True)]
-    constraint_runs = [range(s, s + len(owner)) for s, owner in zip(start_C, owner_R, strict=True)]
-    prefix = [[*instruction[parent], *run] for (parent, _), run in zip(responses, response_runs, strict=True)]
-    levels = [_level([list(run) for run in instruction], None, None)]
-    if any(response_runs):  # an empty response has no tokens of its own
-        levels.append(
-            _level(list(map(list, response_runs)), [list(instruction[parent]) for parent, _ in responses], None)
-        )
-    levels.append(_level(list(map(list, constraint_runs)), prefix, owner_R))
+        prefix_R.append(instructions[parent])
+    levels = (_causal(instructions), _after(prefix_R, own_R, owner_R))
     return Tree(
-        torch.tensor(ids), torch.tensor(position), tuple(levels), torch.tensor(read), torch.tensor(ends),
-        torch.tensor(run), torch.tensor(runs), n_I + n_R + len(runs), tuple(members),
+        torch.tensor(ids), torch.tensor(position), levels, torch.tensor(read), torch.tensor(ends), torch.tensor(run),
+        torch.tensor(runs), n_runs, tuple(members),
     )  # fmt: skip
 
 
@@ -353,26 +353,29 @@ def only_layers(decoder: Any, start: int, stop: int) -> AbstractContextManager[N
     return with_layers(decoder, decoder.layers[start:stop], torch.nn.Identity())
 
 
-def _level(runs: Sequence[list[int]], prefix: Sequence[list[int]] | None, owner: Sequence[list[int]] | None) -> Level:
-    """A level whose row b holds the tokens `runs[b]` after `prefix[b]`; tokens of different owners do not see each other."""
-    if prefix is not None:  # rows without tokens of their own need no attention
-        filled = [b for b, run in enumerate(runs) if run]
-        runs, prefix = [runs[b] for b in filled], [prefix[b] for b in filled]
-        owner = None if owner is None else [owner[b] for b in filled]
+def _causal(runs: Sequence[list[int]]) -> Level:
+    """Each run attends to itself."""
     query_BT, length_B = _padded(runs)
+    return Level(query_BT, query_BT, None, _real(query_BT, length_B))
+
+
+def _after(prefixes: Sequence[list[int]], runs: Sequence[list[int]], owners: Sequence[list[int]]) -> Level:
+    """Each run attends to its prefix and itself; a token sees those of owner 0 and of its own owner."""
+    query_BT, length_B = _padded(runs)
+    prefix_BP, n_prefix_B = _padded(prefixes)
+    owner_BT, _ = _padded(owners)
     n_query = query_BT.shape[1]
-    real_BT = torch.arange(n_query)[None] < length_B[:, None]
-    place_Q = real_BT.flatten().nonzero()[:, 0]
-    if prefix is None:
-        return Level(query_BT, query_BT, None, place_Q)
-    prefix_BP, n_prefix_B = _padded(prefix)
-    seen_B1P = (torch.arange(prefix_BP.shape[1])[None] < n_prefix_B[:, None])[:, None]
-    own_BTT = torch.ones(n_query, n_query, dtype=torch.bool).tril()[None].expand(len(runs), -1, -1)
-    if owner is not None:
-        owner_BT, _ = _padded(owner)
-        own_BTT = own_BTT & (owner_BT[:, :, None] == owner_BT[:, None, :])
-    visible_BTS = torch.cat([seen_B1P.expand(-1, n_query, -1), own_BTT], dim=2)
-    return Level(query_BT, torch.cat([prefix_BP, query_BT], dim=1), visible_BTS[:, None], place_Q)
+    seen_BP = torch.arange(prefix_BP.shape[1])[None] < n_prefix_B[:, None]
+    shared_BTT = (owner_BT[:, None, :] == 0) | (owner_BT[:, :, None] == owner_BT[:, None, :])
+    own_BTT = torch.ones(n_query, n_query, dtype=torch.bool).tril() & shared_BTT
+    visible_BTS = torch.cat([seen_BP[:, None].expand(-1, n_query, -1), own_BTT], dim=2)
+    key_BS = torch.cat([prefix_BP, query_BT], dim=1)
+    return Level(query_BT, key_BS, visible_BTS[:, None], _real(query_BT, length_B))
+
+
+def _real(padded_BT: torch.Tensor, length_B: torch.Tensor) -> torch.Tensor:
+    """Places of what is no padding in the flattened [B, T]."""
+    return (torch.arange(padded_BT.shape[1])[None] < length_B[:, None]).flatten().nonzero()[:, 0]
 
 
 def _moved(holder: Any, device: torch.device) -> Any:
@@ -388,24 +391,18 @@ def _padded(runs: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(padded).reshape(len(runs), width), torch.tensor([len(run) for run in runs])
 
 
-def _starts(groups: Sequence[Group]) -> tuple[list[int], list[int], list[int]]:
-    """Where the tokens of each instruction, of each response, and of each response's constraints begin."""
-    responses = [response for whole in groups for response in whole.responses]
-    sizes = (
-        *(len(whole.ids) for whole in groups),
-        *(len(response.ids) for response in responses),
-        *(sum(map(len, response.constraints)) for response in responses),
-    )
+def _starts(groups: Sequence[Group]) -> tuple[list[int], list[int]]:
+    """Where the tokens of each instruction, and of each response with its constraints, begin."""
+    sizes = [len(whole.ids) for whole in groups] + [response.n_tokens for g in groups for response in g.responses]
     starts = list(accumulate(sizes, initial=0))[:-1]
-    n_I, n_R = len(groups), len(responses)
-    return starts[:n_I], starts[n_I : n_I + n_R], starts[n_I + n_R :]
+    return starts[: len(groups)], starts[len(groups) :]
 
 
 def _cut(whole: Group, budget: int) -> Iterator[Group]:
     part = Group(whole.ids, [])
     n_tokens = len(whole.ids)
     for response in whole.responses:
-        size = len(response.ids) + sum(map(len, response.constraints))
+        size = response.n_tokens
         if part.responses and n_tokens + size > budget:
             yield part
             part, n_tokens = Group(whole.ids, []), len(whole.ids)
