@@ -59,30 +59,68 @@ def served(monkeypatch):
         running.__exit__(None, None, None)
 
 
+SERVED = "openai/gpt-4o-mini"
+COMMANDS = {
+    "synthesize": ["-t", SERVED],
+    "sample": ["-m", SERVED, "--n", "2"],
+    "label": ["-t", SERVED, "--votes", "3"],
+}
+
+
 def label(responses, out, *more):
-    return ["label", responses, "-t", "openai/gpt-4o-mini", "--votes", "3", "--concurrency", "8", "-o", out, *more]
+    return ["label", responses, *COMMANDS["label"], "--concurrency", "8", "-o", out, *more]
 
 
 def moody(body, before):
     """Sometimes unreadable at first; always the same to the same conversation."""
     luck = random.Random(json.dumps([body["messages"], body["seed"]]))
     readable = len(body["messages"]) > 1 or luck.random() > 0.2
+    wanted = body["messages"][0]["content"]
+    if "Answer with one JSON object" in wanted:
+        category = next(name for name in ("style", "structure", "semantic") if f"{name}:" in wanted or name in wanted)
+        told = {"constraints": [{"category": category, "text": "Be warm."}], "instruction": "What? Be warm."}
+        return Reply(json.dumps(told) if readable else "Perhaps", delay_s=0.02)
     return Reply(luck.choice(["Yes", "No"]) if readable else "Perhaps", delay_s=0.02)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
-def test_a_label_run_that_is_stopped_loses_nothing_and_pays_nothing_twice(
-    how, responses, served, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    "command", ["label", *(pytest.param(name, marks=pytest.mark.slow) for name in ("synthesize", "sample"))]
+)
+def test_a_run_that_is_stopped_loses_nothing_and_pays_nothing_twice(
+    command, how, responses, served, tmp_path, monkeypatch
 ):
+    source = responses
+    if command != "label":
+        source = tmp_path / "instructions.parquet"
+        rows = [
+            {
+                "query_id": f"q{i}",
+                "instruction_id": f"i{i}",
+                "query": f"what {i}?",
+                "instruction": f"What {i}? Be warm.",
+            }
+            for i in range(90)
+        ]
+        if command == "synthesize":
+            rows = [{name: row[name] for name in ("query_id", "query")} for row in rows]
+        tables.write_rows(
+            rows, str(source), tables.output_schema("queries" if command == "synthesize" else "instructions"), {}
+        )
+
+    def arguments(out):
+        return [command, str(source), *COMMANDS[command], "--concurrency", "8", "--max-invalid", "1", "-o", str(out)]
+
     server = served(moody)
     monkeypatch.setenv("TJD_CACHE", str(tmp_path / "one"))
-    assert tjd(*label(responses, tmp_path / "whole.parquet")).exit_code == 0
+    whole = tjd(*arguments(tmp_path / "whole.parquet"))
+    assert whole.exit_code == 0, whole.output
     n_whole = len(server.calls)
+    assert n_whole > 80
 
     monkeypatch.setenv("TJD_CACHE", str(tmp_path / "two"))
     out = tmp_path / "resumed.parquet"
-    command = [sys.executable, "-m", "tjd.cli", *map(str, label(responses, out))]
-    doomed = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    doomed = subprocess.Popen([sys.executable, "-m", "tjd.cli", *arguments(out)], stderr=subprocess.PIPE, text=True)
     moment = n_whole + random.Random(os.getpid()).randrange(1, n_whole - 40)
     while len(server.calls) < moment:
         assert doomed.poll() is None
@@ -98,7 +136,7 @@ def test_a_label_run_that_is_stopped_loses_nothing_and_pays_nothing_twice(
         (n_arrived,) = kept.execute("SELECT count(*) FROM completions").fetchone()
     before = len(server.calls)
     assert before - n_whole - n_arrived <= 16  # those on their way, in the worst case both ways
-    assert tjd(*label(responses, out)).exit_code == 0
+    assert tjd(*arguments(out)).exit_code == 0
     assert len(server.calls) - before == n_whole - n_arrived
     assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
 
