@@ -59,6 +59,12 @@ def served(monkeypatch):
         running.__exit__(None, None, None)
 
 
+# a process that is started in the background may inherit that Ctrl-C is ignored
+CLI = [
+    sys.executable,
+    "-c",
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from tjd.cli import main; main()",
+]
 SERVED = "openai/gpt-4o-mini"
 COMMANDS = {
     "synthesize": ["-t", SERVED],
@@ -120,7 +126,7 @@ def test_a_run_that_is_stopped_loses_nothing_and_pays_nothing_twice(
 
     monkeypatch.setenv("TJD_CACHE", str(tmp_path / "two"))
     out = tmp_path / "resumed.parquet"
-    doomed = subprocess.Popen([sys.executable, "-m", "tjd.cli", *arguments(out)], stderr=subprocess.PIPE, text=True)
+    doomed = subprocess.Popen([*CLI, *arguments(out)], stderr=subprocess.PIPE, text=True)
     moment = n_whole + random.Random(os.getpid()).randrange(1, n_whole - 40)
     while len(server.calls) < moment:
         assert doomed.poll() is None
@@ -177,7 +183,7 @@ def test_calls_in_flight_of_eval_judge_are_kept_on_ctrl_c(served, tmp_path, cach
     ]  # fmt: skip
     tables.write_rows(rows, str(tmp_path / "labels.parquet"), tables.output_schema("labels"), {})
     command = ["eval-judge", str(tmp_path / "labels.parquet"), "-t", "openai/gpt-4o-mini", "--split", "all"]
-    doomed = subprocess.Popen([sys.executable, "-m", "tjd.cli", *command], stderr=subprocess.PIPE, text=True)
+    doomed = subprocess.Popen([*CLI, *command], stderr=subprocess.PIPE, text=True)
     while not server.calls:
         assert doomed.poll() is None
         time.sleep(0.01)
