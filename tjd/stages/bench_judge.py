@@ -227,7 +227,7 @@ def _generated(model: Any, judgements: Sequence[Encoded], device: str) -> None:
 def _cross_encoder(classifier: Any, config: BenchJudgeConfig) -> Runner | None:
     """sentence-transformers on the same classifier, fed texts; needs the embedded tokenizer and the package."""
     try:
-        from sentence_transformers import CrossEncoder
+        from sentence_transformers import CrossEncoder  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     import tempfile
