@@ -1,12 +1,15 @@
 import random
+from contextlib import nullcontext
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from tjd import backbone, prompts
-from tjd.judge import tree
+from tjd.judge import fused, tree
 from tjd.judge.prompt import VARIABLES, Encoded, Encoder, verdict_ids
 from tjd.judge.score import Specialist, score, score_plain, verdict_weight
 
@@ -56,13 +59,15 @@ def judgements_of(groups):
     return [Encoded(ids, response, c) for ids, responses in groups for response, cs in responses for c in cs]
 
 
+@pytest.mark.parametrize("way", [nullcontext, fused.off])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(group, min_size=1, max_size=4), st.integers(8, 200), st.randoms(use_true_random=False))
-def test_trees_give_what_each_judgement_gives_alone(specialists, model, tokenizer, groups, budget, rng):
+def test_trees_give_what_each_judgement_gives_alone(specialists, model, tokenizer, way, groups, budget, rng):
     judgements = judgements_of(groups)
     rng.shuffle(judgements)
     whose = [rng.randrange(len(specialists)) for _ in judgements]
-    packed = dict(score(specialists, judgements, whose, budget=budget))
+    with way():
+        packed = dict(score(specialists, judgements, whose, budget=budget))
     assert sorted(packed) == list(range(len(judgements)))
     for index, (judgement, k) in enumerate(zip(judgements, whose, strict=True)):
         [(_, alone)] = score_plain(specialists[k], [judgement])
@@ -72,6 +77,39 @@ def test_trees_give_what_each_judgement_gives_alone(specialists, model, tokenize
         with torch.no_grad():
             logits = model(torch.tensor([judgements[index].ids])).logits[0, -1, list(verdict_ids(tokenizer))]
         assert packed[index] == pytest.approx(torch.softmax(logits.float(), -1)[0].item(), abs=1e-3)
+
+
+SIZE = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 256}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+
+
+@pytest.mark.parametrize("config", [LlamaConfig, Qwen2Config, Qwen3Config])
+def test_fused_layers_give_what_transformers_layers_give(config):
+    torch.manual_seed(0)
+    decoder = AutoModelForCausalLM.from_config(config(**SIZE, **HEADS)).eval().get_decoder()
+    for name, parameter in decoder.named_parameters():
+        parameter.data.normal_(1.0 if "norm" in name else 0.0, 0.2)  # norms and biases start as ones and zeros
+    whole = tree.pack(tree.group(judgements_of([((5, 6, 7), [((8, 9), [(10,), (11, 12)]), ((), [(10,)])])])))
+    with torch.no_grad():
+        for _ in range(2):
+            assert fused.can_run(decoder)
+            fused_ND = tree.forward(decoder, whole)
+            with fused.off():
+                plain_ND = tree.forward(decoder, whole)
+            torch.testing.assert_close(fused_ND, plain_ND, rtol=1e-4, atol=1e-4)
+            decoder.layers[0].mlp.up_proj.weight.mul_(2)  # weights that are still trained are packed anew
+    assert not fused.can_run(decoder)  # gradients
+
+
+def test_layers_with_adapters_or_another_activation_are_left_to_transformers():
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZE, **HEADS, hidden_act="gelu")).eval()
+    with torch.no_grad():
+        assert not fused.can_run(model.get_decoder())
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZE, **HEADS)).eval()
+    with backbone.without_peft_noise():
+        adapted = get_peft_model(model, LoraConfig(target_modules=["up_proj"]))
+    with torch.no_grad():
+        assert not fused.can_run(adapted.get_decoder())
 
 
 def test_gradients_through_shared_tokens_are_those_of_each_judgement_alone(model):

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from itertools import accumulate
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -21,6 +22,7 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import AttentionInterface
 
+from tjd.judge import fused
 from tjd.judge.prompt import Encoded
 
 ATTENTION = "tjd_tree"
@@ -213,6 +215,9 @@ def forward(decoder: Any, tree: Tree, hidden_ND: torch.Tensor | None = None) -> 
     Returns:
         What leaves its last layer, [N, D].
     """
+    if fused.can_run(decoder):
+        x_ND = decoder.embed_tokens(tree.ids_N) if hidden_ND is None else hidden_ND
+        return fused.forward(decoder, x_ND, tree.position_N, partial(_attend_levels, tree.levels))
     tokens = {"input_ids": tree.ids_N[None]} if hidden_ND is None else {"inputs_embeds": hidden_ND[None]}
     with _tree_attention(decoder.config):
         out = decoder(**tokens, position_ids=tree.position_N[None], use_cache=False, tree=tree.levels)
@@ -307,8 +312,20 @@ def _attend(
     if rest.get("softcap") is not None or getattr(module, "sliding_window", None) is not None:
         raise NotImplementedError("attention with soft caps or sliding windows")
     query_NHd, key_NKd, value_NKd = (x[0].transpose(0, 1) for x in (query, key, value))
+    return _attend_levels(tree, query_NHd, key_NKd, value_NKd, scaling, dropout)[None], None
+
+
+def _attend_levels(
+    levels: Sequence[Level],
+    query_NHd: torch.Tensor,
+    key_NKd: torch.Tensor,
+    value_NKd: torch.Tensor,
+    scaling: float | None,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """What each token gathers from those that it sees, [N, H, d]."""
     attended = []
-    for level in tree:
+    for level in levels:
         query_BHTd = query_NHd[level.query_BT].transpose(1, 2)
         key_BKSd, value_BKSd = key_NKd[level.key_BS].transpose(1, 2), value_NKd[level.key_BS].transpose(1, 2)
         attended_BHTd = torch.nn.functional.scaled_dot_product_attention(
@@ -316,7 +333,7 @@ def _attend(
             dropout_p=dropout, scale=scaling, enable_gqa=query_BHTd.shape[1] != key_BKSd.shape[1],
         )  # fmt: skip
         attended.append(attended_BHTd.transpose(1, 2).flatten(0, 1)[level.place_Q])
-    return torch.cat(attended)[None], None
+    return torch.cat(attended)
 
 
 AttentionInterface.register(ATTENTION, _attend)

@@ -27,7 +27,7 @@ from transformers import (
 from tjd import backbone
 from tjd.config import BenchJudgeConfig
 from tjd.errors import ConfigError
-from tjd.judge import tree
+from tjd.judge import fused, tree
 from tjd.judge.prompt import Encoded
 from tjd.judge.score import Specialist, score, score_plain
 from tjd.tables import Row
@@ -178,6 +178,8 @@ def _contestants(
     if config.constraints > 1:
         yield f"tjd, {config.constraints} judges, top {config.top_layers} layers", trees(top)
     yield f"tjd, probes of layer {config.probe_layer}", trees(probes)
+    if device == "cpu":
+        yield "tjd, one judge, transformers' layers", lambda js: _unfused(trees([one]), js)
     yield "tjd without trees", lambda js: list(score_plain(one, js, budget=config.budget))
     yield "transformers, batches of 8", lambda js: _in_batches(model, js, device)
     with torch.device("meta"):
@@ -188,6 +190,12 @@ def _contestants(
     yield "generative judge, 16 tokens", lambda js: _generated(model, js, device)
     if (encoder := _cross_encoder(classifier, config)) is not None:
         yield "sentence-transformers CrossEncoder", encoder
+
+
+def _unfused(run: Runner, judgements: Sequence[Encoded]) -> None:
+    """Trees alone: what sharing gains without `fused`."""
+    with fused.off():
+        run(judgements)
 
 
 def _in_batches(model: Any, judgements: Sequence[Encoded], device: str) -> None:
