@@ -373,6 +373,11 @@ class RlConfig:
     soft_reward: SoftReward = flag("verdict", "A judge's binary verdict (paper), or its score P(followed).")
     max_failed: float = flag(0.1, "Exit 6 above this share of responses that a judge or checker failed to decide.")
     max_false_accept: float = flag(1.0, FALSE_ACCEPT_HELP + ", before training starts; see `tjd probe-hacks`.")
+    judge_device: str = flag("auto", "Where the judges run: `auto` (beside the policy), `cpu`, `cuda:1`, ...")
+    overlap: bool = flag(
+        False,
+        "Judge responses while others are still being written (transformers alone, not vLLM); see docs/overlap.md.",
+    )
     flat_steps: int = flag(20, "Exit 6 if no group has any spread of reward in this many first steps.")
     save_every: int = flag(20, "Steps between checkpoints; at most so many are repeated after a crash.")
     activation_checkpointing: bool = flag(False, "Recompute activations in the backward pass: slower, less memory.")

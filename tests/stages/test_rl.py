@@ -1,5 +1,6 @@
 import json
 import shutil
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -146,6 +147,32 @@ def test_a_judge_that_abstains_is_masked_and_counted_but_fails_nothing(config, t
     assert not any(row["judge_failed"] or row["advantage"] for row in nulls)
     assert step["abstained"] == pytest.approx(len(nulls) / len(rows))
     assert step["judge_failed"] == 0
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_judging_ahead_changes_no_reward(config, tmp_path, full):
+    """The judges are the real thing's interface: they see each row once, in another thread, and some of them early."""
+    config = replace(config, steps=2, max_response_tokens=40, full=full, max_failed=1.0)
+    run(config, tmp_path / "after", score=score_or_fail)
+    threads, calls = set(), []
+
+    def spying(rows):
+        threads.add(threading.current_thread().name)
+        calls.append([(row["instruction"], row["response"]) for row in rows])
+        return score_or_fail(rows)
+
+    metrics = run(replace(config, overlap=True), tmp_path / "ahead", score=spying).to_pylist()
+    rollouts = rollouts_of(tmp_path / "ahead")
+    assert rollouts == rollouts_of(tmp_path / "after")
+    assert any(row["judge_failed"] for row in rollouts)
+    assert all(name.startswith("judge") for name in threads)
+    for step in (1, 2):
+        distinct = {(row["instruction"], row["response"]) for row in rollouts if row["step"] == step}
+        assert 0 < metrics[step - 1]["judged_ahead"] < 1
+        assert len(calls) > 2
+        assert distinct <= {pair for call in calls for pair in call}
+    assert len({threading.current_thread()} & set(threading.enumerate())) == 1
+    assert not any(thread.name.startswith("judge") for thread in threading.enumerate())
 
 
 @pytest.mark.parametrize("full", [True, False])
