@@ -55,7 +55,11 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 out = Path(folder) / "policy"
                 steps = rl(
-                    rows, replace(config, overlap=overlap), out, score=judge.score, check=partial(verdict, checkers=None)
+                    rows,
+                    replace(config, overlap=overlap),
+                    out,
+                    score=judge.score,
+                    check=partial(verdict, checkers=None),
                 )
                 found[overlap] += steps.to_pylist()
                 rewards[overlap] = pq.read_table(out / "rollouts.parquet", columns=["response", "verdicts", "reward"])

@@ -14,6 +14,7 @@ CONDITIONS = ("with_constraint", "without_constraint")
 Layout = Literal["3-for-3", "1-for-3", "1-for-all"]
 Balance = Literal["weights", "rows"]
 Head = Literal["verdict", "probe", "encoder"]
+Engine = Literal["transformers", "vllm"]
 Mode = Literal["pointwise", "batch"]
 SoftReward = Literal["verdict", "score"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -71,6 +72,7 @@ class BackendConfig:
         _at_least(self, 0, "retries", "timeout_s")
 
 
+ENGINE_HELP = "What runs the judges; `vllm` for heads of `verdict`, where it is installed (docs/overlap.md)."
 TEACHER = "gemini/gemini-3-pro-preview"  # the paper's, section 4.1
 TEACHER_HELP = "litellm name, `hf:NAME`, `hf:embedded`, or `recorded:FILE`."
 CATEGORY_HELP = "Category; repeatable. Default: those the taxonomy marks (style, structure, semantic)."
@@ -259,6 +261,7 @@ class EvalJudgeConfig:
     )
     min_agreement: float = flag(0.0, "Keep only rows whose voters agree at least so much, a share in [0.5, 1].")
     split: SplitChoice = flag("test", "Rows to measure on; a column `split` wins over the judges' own split.")
+    engine: Engine = flag("transformers", ENGINE_HELP)
     dtype: Dtype = flag("auto", "`auto` takes bfloat16 where the hardware multiplies it natively.")
     seed: int = flag(0, "Of the bootstrap.")
 
@@ -374,6 +377,7 @@ class RlConfig:
     max_failed: float = flag(0.1, "Exit 6 above this share of responses that a judge or checker failed to decide.")
     max_false_accept: float = flag(1.0, FALSE_ACCEPT_HELP + ", before training starts; see `tjd probe-hacks`.")
     judge_device: str = flag("auto", "Where the judges run: `auto` (beside the policy), `cpu`, `cuda:1`, ...")
+    engine: Engine = flag("transformers", ENGINE_HELP)
     overlap: bool = flag(
         False,
         "Judge responses while others are still being written (transformers alone, not vLLM); see docs/overlap.md.",

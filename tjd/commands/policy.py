@@ -87,7 +87,7 @@ def rl_command(
         _require_rules_alone(rows)
         score, covered = (lambda softs: []), rows
     else:
-        judge = ensemble.load(judges, device=config.judge_device, dtype=config.dtype)
+        judge = ensemble.load(judges, device=config.judge_device, dtype=config.dtype, engine=config.engine)
         score, covered = judge.score, [row for row in rows if judge.covers(row["constraints"] or ())]
         _probe(judge, covered, config)
     if len(covered) < len(rows):

@@ -26,7 +26,9 @@ class Ahead:
     def __init__(self, score: Score, enough: int) -> None:
         """Wrap `score`; `enough` responses are judged even where their groups are not whole."""
         self._score, self._enough = score, enough
-        self._judge = ThreadPoolExecutor(1, "judge")  # one: what a decoder is while it reads trees holds for all threads
+        self._judge = ThreadPoolExecutor(
+            1, "judge"
+        )  # one: what a decoder is while it reads trees holds for all threads
         self.begin([])
 
     def begin(self, inputs: Sequence[Mapping[str, Any]]) -> None:

@@ -60,7 +60,9 @@ def reward_function(
         **columns: Any,
     ) -> list[float | None]:
         started = time.perf_counter()
-        asked_B = [dict(zip(ASKED, values, strict=True)) for values in zip(*(columns[name] for name in ASKED), strict=True)]
+        asked_B = [
+            dict(zip(ASKED, values, strict=True)) for values in zip(*(columns[name] for name in ASKED), strict=True)
+        ]
         rows_B_C = [_constraint_rows(_text(each), asked) for each, asked in zip(completions, asked_B, strict=True)]
         verdicts_B_C = _decide(rows_B_C, score, check)
         rewards_B = [

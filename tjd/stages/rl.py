@@ -44,8 +44,11 @@ from tjd.tables import Row
 
 MANIFEST = "manifest.json"
 RUN = "run.json"  # what a run was started with; a continued one must match
-# may change in between
-FREE = ("steps", "save_every", "micro_batch", "activation_checkpointing", "vllm_memory", "max_false_accept")
+# may change in between; rounding apart, these change no result
+FREE = (
+    *("steps", "save_every", "micro_batch", "activation_checkpointing", "vllm_memory", "max_false_accept"),
+    *("judge_device", "engine", "overlap"),
+)
 SAME_SPREAD = 1e-6  # rewards closer than this are equal: they are float32
 
 STEP_METRICS = pa.schema(
