@@ -5,10 +5,11 @@
 
 Both train the embedded model for a few steps from the same seed, in turns. `--judge-device` puts the judges on another
 device. Printed are the seconds of writing, of what is left of judging once all responses are there, and of both, the share
-judged ahead, and whether the rewards are equal to the last bit.
+judged ahead, and how far rewards and scores are apart: where bfloat16 rounds, a score depends on what it is computed with.
 """
 
 import argparse
+import json
 import tempfile
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,7 @@ from tjd.checkers import verdict
 from tjd.config import RlConfig
 from tjd.judge import ensemble
 from tjd.stages.rl import rl
+from tjd.tables import Row
 
 SECONDS = ("generation_s", "scoring_s")
 
@@ -62,9 +64,8 @@ def main() -> None:
                     check=partial(verdict, checkers=None),
                 )
                 found[overlap] += steps.to_pylist()
-                rewards[overlap] = pq.read_table(out / "rollouts.parquet", columns=["response", "verdicts", "reward"])
-        told = "equal" if rewards[True].equals(rewards[False]) else f"not equal in {_changed(rewards)} responses"
-        print(f"round {number + 1}: rewards and scores {told}", flush=True)
+                rewards[overlap] = pq.read_table(out / "rollouts.parquet").to_pylist()
+        print(f"round {number + 1}: {_difference(rewards[False], rewards[True])}", flush=True)
     for overlap, steps in found.items():
         seconds = {name: mean(step[name] for step in steps) for name in SECONDS}
         shown = "  ".join(f"{name} {value:6.2f}" for name, value in seconds.items())
@@ -72,8 +73,19 @@ def main() -> None:
         print(f"{'beside' if overlap else 'after '}  {shown}  together {sum(seconds.values()):6.2f}{ahead}")
 
 
-def _changed(rewards: dict[bool, Any]) -> int:
-    return sum(a != b for a, b in zip(rewards[True].to_pylist(), rewards[False].to_pylist(), strict=True))
+def _difference(after: list[Row], beside: list[Row]) -> str:
+    pairs = list(zip(after, beside, strict=True))
+    n_responses = sum(a["response"] != b["response"] for a, b in pairs)
+    n_rewards = sum(a["reward"] != b["reward"] for a, b in pairs)
+    scores = [[v["score"] for v in json.loads(row["verdicts"])] for rows in (after, beside) for row in rows]
+    apart = [
+        abs(x - y)
+        for one, other in zip(scores[: len(after)], scores[len(after) :], strict=True)
+        for x, y in zip(one, other, strict=True)
+        if x is not None and y is not None
+    ]
+    told = f"of {len(pairs)} responses {n_responses} differ, {n_rewards} in their reward"
+    return f"{told}; scores are at most {max(apart, default=0):.1e} apart"
 
 
 if __name__ == "__main__":

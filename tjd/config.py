@@ -286,6 +286,24 @@ class TransferConfig:
         _share(self, "target")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferRlConfig:
+    """Settings of `tjd transfer --rl` (paper, 3.3, Figure 5)."""
+
+    rl_set: tuple[str, ...] = flag(
+        (), "With --rl: a setting of `tjd rl`, NAME=VALUE (`steps=200`, `policy=embedded`); repeatable."
+    )
+    per_category: int = flag(20, "With --rl: held-out instructions per category; 0 takes all.")
+    responses: int = flag(4, "With --rl: responses of each policy to each of them.")
+    teacher: str = flag("", "With --rl: who judges these responses, instead of the judges trained on. " + TEACHER_HELP)
+
+    def __post_init__(self) -> None:
+        """Check ranges, and write names in one way."""
+        _name_embedded(self, "teacher", "hf:embedded")
+        _at_least(self, 0, "per_category")
+        _at_least(self, 1, "responses")
+
+
 FALSE_ACCEPT_HELP = "Exit 6 if a judge accepts more than this share of a hack probe"
 
 

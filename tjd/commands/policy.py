@@ -76,7 +76,7 @@ def rl_command(
     digests["instructions"] = tables.text_id(table.digest, *where, str(limit), *category)
     rows = list(rows_of(table, where, limit))
     if category:
-        rows = [row for row in rows if _categories(row) and _categories(row) <= set(category)]
+        rows = [row for row in rows if soft_categories(row) and soft_categories(row) <= set(category)]
         if not rows:
             raise DataError(f"no instruction has soft constraints of {', '.join(category)} alone; see --category")
     if judges is not None:
@@ -89,7 +89,7 @@ def rl_command(
     else:
         judge = ensemble.load(judges, device=config.judge_device, dtype=config.dtype, engine=config.engine)
         score, covered = judge.score, [row for row in rows if judge.covers(row["constraints"] or ())]
-        _probe(judge, covered, config)
+        try_hacks(judge, covered, config)
     if len(covered) < len(rows):
         say(f"rl: {len(rows) - len(covered)} of {len(rows)} instructions left out: no judge covers their category")
     with progress() as bars:
@@ -100,27 +100,27 @@ def rl_command(
             score=score,
             check=partial(verdict, checkers=own),
             inputs=digests,
-            on_step=_rewards(bars, config.steps),
+            on_step=reward_lines(bars, config.steps),
         )
     say(f"rl: {counted(len(metrics), 'step')} -> {out} (policy, rollouts.parquet, metrics.parquet)")
 
 
-def _categories(row: "Row") -> set[str]:
+def soft_categories(row: "Row") -> set[str]:
     """The categories of an instruction's soft constraints."""
     return {constraint["category"] for constraint in row["constraints"] or () if constraint["kind"] == "soft"}
 
 
-def _probe(judge: "Ensemble", rows: "Sequence[Row]", config: RlConfig) -> None:
+def try_hacks(judge: "Ensemble", rows: "Sequence[Row]", config: RlConfig) -> None:
     """Tell which worthless responses the judges would reward, and refuse above `--max-false-accept`."""
     from tjd.judge import hacks
     from tjd.stages import probe_hacks as stage
 
-    if not any(_categories(row) for row in rows):
+    if not any(soft_categories(row) for row in rows):
         return
     sample = ProbeHacksConfig(split="all", per_category=GATE_QUERIES, seed=config.seed)
     metrics = stage.probe_hacks(rows, judge.score, judge.seats, hacks.load(), sample, judge="judges").metrics
     for row in metrics:
-        worst = stage.worst_probe(metrics, row["category"])
+        worst = stage.worsttry_hacks(metrics, row["category"])
         if row["metric"] == stage.METRIC and row["category"] != "all" and worst is not None:
             name = worst["metric"].partition("/")[2]
             told = f"accepts {row['value']:.0%} of the hack probes, {worst['value']:.0%} of '{name}'"
@@ -137,7 +137,7 @@ def _require_rules_alone(rows: "Iterable[Row]") -> None:
             )
 
 
-def _rewards(bars: "Progress", n_steps: int) -> Callable[[Mapping[str, Any]], None]:
+def reward_lines(bars: "Progress", n_steps: int) -> Callable[[Mapping[str, Any]], None]:
     """The reward by component, a line per step; the bar says how far the run is."""
     task = bars.add_task("rl", total=n_steps)
 

@@ -201,8 +201,6 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto", engin
         ConfigError: Its base model cannot be loaded, its tokenizer gives other verdict tokens, or the engine is not
             installed or cannot score its head.
     """
-    from peft import PeftModel
-
     folder, manifest = Path(folder), read_manifest(folder)
     if engine == "vllm":
         serving.require(manifest)
@@ -229,6 +227,15 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto", engin
         )
     if engine == "vllm":
         return Ensemble(serving.load(folder, manifest, encoder, verdicts, dtype=dtype), encoder, seats)
+    return Ensemble(_decoders(folder, manifest, verdicts, device, dtype), encoder, seats)
+
+
+def _decoders(
+    folder: Path, manifest: Mapping[str, Any], verdicts: tuple[int, int], device: str, dtype: str
+) -> list[Specialist]:
+    """The specialists of decoders: models of their own, or what each has above one base."""
+    from peft import PeftModel
+
     specialists = []
     if manifest["full"]:
         for name in manifest["specialists"]:
@@ -246,7 +253,7 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto", engin
                 with own_copy(base, first_layer), backbone.without_peft_noise():
                     model = PeftModel.from_pretrained(base, str(folder / name))
                     specialists.append(merged(model, name, first_layer, verdicts))
-    return Ensemble(specialists, encoder, seats)
+    return specialists
 
 
 def fingerprint_of(specialist: Path) -> str | None:
