@@ -76,7 +76,7 @@ def rl_command(
     digests["instructions"] = tables.text_id(table.digest, *where, str(limit), *category)
     rows = list(rows_of(table, where, limit))
     if category:
-        rows = [row for row in rows if soft_categories(row) and soft_categories(row) <= set(category)]
+        rows = [row for row in rows if _categories(row) and _categories(row) <= set(category)]
         if not rows:
             raise DataError(f"no instruction has soft constraints of {', '.join(category)} alone; see --category")
     if judges is not None:
@@ -105,7 +105,7 @@ def rl_command(
     say(f"rl: {counted(len(metrics), 'step')} -> {out} (policy, rollouts.parquet, metrics.parquet)")
 
 
-def soft_categories(row: "Row") -> set[str]:
+def _categories(row: "Row") -> set[str]:
     """The categories of an instruction's soft constraints."""
     return {constraint["category"] for constraint in row["constraints"] or () if constraint["kind"] == "soft"}
 
@@ -115,12 +115,12 @@ def try_hacks(judge: "Ensemble", rows: "Sequence[Row]", config: RlConfig) -> Non
     from tjd.judge import hacks
     from tjd.stages import probe_hacks as stage
 
-    if not any(soft_categories(row) for row in rows):
+    if not any(_categories(row) for row in rows):
         return
     sample = ProbeHacksConfig(split="all", per_category=GATE_QUERIES, seed=config.seed)
     metrics = stage.probe_hacks(rows, judge.score, judge.seats, hacks.load(), sample, judge="judges").metrics
     for row in metrics:
-        worst = stage.worsttry_hacks(metrics, row["category"])
+        worst = stage.worst_probe(metrics, row["category"])
         if row["metric"] == stage.METRIC and row["category"] != "all" and worst is not None:
             name = worst["metric"].partition("/")[2]
             told = f"accepts {row['value']:.0%} of the hack probes, {worst['value']:.0%} of '{name}'"

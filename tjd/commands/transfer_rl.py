@@ -1,7 +1,7 @@
 """What `tjd transfer --rl` does: a GRPO run per category, and every policy tested on all categories."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -108,7 +108,7 @@ def _scorer(judged: "Scorer", teacher: str) -> "Iterator[Scorer]":
     [model] = open_models("transfer", [teacher], BackendConfig())
     prompt, again = prompts.load("label.pointwise.v1", VARIABLES["pointwise"]), prompts.load("again.v1", ["reason"])
 
-    def valid(rows: "Sequence[Row]") -> "list[Verdict]":
+    def valid(rows: "Sequence[Mapping[str, Any]]") -> "list[Verdict]":
         score = iter(asked(model.ask, model.name, prompt, again, "pointwise", ())([r for r in rows if r["response"]]))
         return [next(score) if row["response"] else Verdict(None, error="no response") for row in rows]
 

@@ -49,7 +49,7 @@ class Ahead:
         ready = [name for name in self._waiting if enough or not self._unwritten[name]]
         self._ask(row for name in ready for rows in self._waiting.pop(name) for row in rows)
 
-    def score(self, rows: Sequence[Row]) -> list[Verdict]:
+    def score(self, rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
         """The verdicts on rows: those that are there or on their way, and the rest now."""
         ahead = sum(same(row) in self._asked for row in rows)
         self.share = ahead / len(rows)
@@ -61,7 +61,7 @@ class Ahead:
         """End the thread, after what it is at."""
         self._judge.shutdown(cancel_futures=True)
 
-    def _ask(self, rows: Iterable[Row]) -> None:
+    def _ask(self, rows: Iterable[Mapping[str, Any]]) -> None:
         new = {key: row for row in rows if (key := same(row)) not in self._asked}
         if new:
             future = self._judge.submit(self._score, list(new.values()))

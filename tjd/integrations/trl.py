@@ -25,7 +25,7 @@ Score = Callable[[Sequence[Mapping[str, Any]]], Sequence[Verdict]]  # rows in; v
 # checker, kwargs, response, and `prompt=` what the model was asked; followed or null, and why it is null
 Check = Callable[..., tuple[bool | None, str | None]]
 
-ASKED = ("query", "instruction", "constraints")  # columns that say what a response was asked for
+ASKED: tuple[str, ...] = ("query", "instruction", "constraints")  # columns that say what a response was asked for
 RECENT = 1024  # responses over which the share of failures is taken: one step of the paper
 GRACE = 64  # a share is taken of at least so many, that one early failure does not end a run
 
@@ -163,7 +163,7 @@ def _decide(rows_B_C: Sequence[Sequence[Row]], score: Score, check: Check) -> li
     return [[known[same(row)] for row in rows_C] for rows_C in rows_B_C]
 
 
-def same(row: Row) -> tuple[Any, ...]:
+def same(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What rows have in common that are decided alike."""
     return tuple(value for name, value in row.items() if name != "constraint_id")
 

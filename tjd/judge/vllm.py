@@ -10,6 +10,7 @@ Not tried on hardware: the tests check what is sent, and how answers become scor
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,8 @@ def load(
     folder: Path, manifest: Mapping[str, Any], encoder: Encoder, verdicts: tuple[int, int], *, dtype: str = "auto"
 ) -> list[Served]:
     """Start the engines that an ensemble needs; `require` comes before."""
-    import vllm  # type: ignore[import-not-found]
-    from vllm.lora.request import LoRARequest  # type: ignore[import-not-found]
-
+    vllm: Any = import_module("vllm")
+    request: Any = import_module("vllm.lora.request").LoRARequest
     names = manifest["specialists"]
     fixed = sum(map(len, (encoder.head, encoder.before_response, encoder.before_constraint, encoder.tail)))
     limits = manifest["max_instruction_tokens"] + manifest["max_response_tokens"] + MAX_CONSTRAINT_TOKENS
@@ -70,8 +70,7 @@ def load(
     adapters = {"enable_lora": True, "max_loras": len(names), "max_lora_rank": rank}
     llm = vllm.LLM(base, gpu_memory_utilization=MEMORY, **adapters, **settings)
     return [
-        Served(name, llm, LoRARequest(name, number, str(folder / name)), verdicts)
-        for number, name in enumerate(names, 1)
+        Served(name, llm, request(name, number, str(folder / name)), verdicts) for number, name in enumerate(names, 1)
     ]
 
 
@@ -79,8 +78,7 @@ def score(
     specialists: Sequence[Served], judgements: Sequence[Encoded], whose: Sequence[int]
 ) -> Iterator[tuple[int, float]]:
     """`tjd.judge.score.score` through vLLM."""
-    from vllm import SamplingParams  # type: ignore[import-not-found]
-
+    sampling: Any = import_module("vllm").SamplingParams
     for llm in {id(each.llm): each.llm for each in specialists}.values():
         of_llm = [index for index, k in enumerate(whose) if specialists[k].llm is llm]
         if not of_llm:
@@ -88,9 +86,7 @@ def score(
         of_llm.sort(key=lambda index: (whose[index], judgements[index].ids))
         asked = [specialists[whose[index]] for index in of_llm]
         yes, no = asked[0].verdicts
-        one_token = SamplingParams(
-            max_tokens=1, temperature=0.0, logprobs=2, allowed_token_ids=[yes, no], detokenize=False
-        )
+        one_token = sampling(max_tokens=1, temperature=0.0, logprobs=2, allowed_token_ids=[yes, no], detokenize=False)
         outputs = llm.generate(
             [{"prompt_token_ids": list(judgements[index].ids)} for index in of_llm],
             one_token,
