@@ -423,9 +423,15 @@ def test_policies_are_trained_per_category_and_tested_on_all(judges, tiny_model_
     assert {row["split"] for row in scored} == {"test"}
     assert len(scored) == 3 * 8 * 2
     assert figure.read_text().count("</svg>") == 1
+    for path in (out, runs / "scores.parquet"):
+        written = pq.read_schema(path).metadata[b"tjd"].decode()
+        assert json.loads(written)["config"]["rl_set"]["policy"] == "tiny"
+        assert str(tmp_path) not in written
     again = tjd(*command)
     assert "step    " not in again.stderr  # nothing is trained again
     assert pq.read_table(out).to_pylist() == metrics
+    asked = json.loads(tjd(*command, "--teacher", RECORDED, "--json").stdout)["metrics"]
+    assert {(row["value"], row["n"], row["n_invalid"]) for row in asked} == {(None, 0, 8)}  # nothing of it is recorded
     line = fails(2, *command, "--rl-set", "steps=soon")
     assert line == "--rl-set steps: 'soon' is not a whole number"
     assert fails(2, *command, "--rl-set", "full=yes") == "--rl-set full: 'yes' is not true or false"

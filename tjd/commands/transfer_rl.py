@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 from tjd.commands.common import open_models, used
 from tjd.commands.policy import reward_lines, try_hacks
 from tjd.commands.terminal import advancing, counted, interval, print_numbers, progress, require_known, say
-from tjd.config import BackendConfig, RlConfig, SampleConfig, TransferRlConfig
+from tjd.config import BackendConfig, RlConfig, SampleConfig, TransferRlConfig, as_dict
 from tjd.errors import ConfigError, DataError
 from tjd.rewards import Verdict
 
@@ -53,12 +53,20 @@ def transfer_by_rl(
     rows: "Sequence[Row]",
     judges: Path,
     config: TransferRlConfig,
-    categories: Sequence[str],
-) -> "list[Row]":
+    chosen: Mapping[str, Any],
+) -> "tuple[list[Row], Row]":
     """Train a policy per category into `runs`, have them and the base policy respond, and measure the responses.
 
+    Args:
+        runs: A folder; a policy goes into `runs/CATEGORY`, all responses with their verdicts into `runs/scores.parquet`.
+        table: INSTRUCTIONS.
+        rows: Those of its rows that are wanted.
+        judges: Folder of the ensemble, whose verdicts are the reward.
+        config: What is trained and measured.
+        chosen: What the rows were chosen by; among it `category`, those to train on, or none for all of the judges'.
+
     Returns:
-        METRICS of `tjd.stages.transfer_rl.gains`.
+        METRICS of `tjd.stages.transfer_rl.gains`, and their provenance.
 
     Raises:
         DataError: No category has instructions of its own both to train and to test on.
@@ -71,9 +79,10 @@ def transfer_by_rl(
     settings = rl_settings(config.rl_set)
     manifest = ensemble.read_manifest(judges)
     seed = manifest["config"]["seed"]  # the judges' own split: they have not seen the queries of the test either
-    train, tests = transfer_rl.divide(rows, categories or manifest["categories"], config.per_category, seed)
+    train, tests = transfer_rl.divide(rows, chosen["category"] or manifest["categories"], config.per_category, seed)
     if not train:
         raise DataError("no category that the judges cover has instructions of its own in the train and the test split")
+    base = backbone.public_name(settings.policy)
     digests = {"judges": tables.file_digest(judges / ensemble.MANIFEST)}
     inputs = {name: digests | {"instructions": tables.text_id(table.digest, name, str(seed))} for name in train}
     for name in train:
@@ -87,19 +96,21 @@ def transfer_by_rl(
             rl.rl(own, settings, runs / name, score=judge.score, check=partial(verdict, checkers=None),
                   inputs=inputs[name], on_step=told)  # fmt: skip
     responses = _responses(runs, list(train), tests, settings, config)
-    with _scorer(judge.score, config.teacher) as scorer:
+    with _scorer(judge.score, config.teacher) as (teacher, scorer):
         scored = list(score.score(responses, scorer))
     schema = score.schema(tables.output_schema("responses", like=table.schema))
-    tables.write_rows(scored, str(runs / SCORES), schema, tables.provenance("transfer", {}, digests, {}))
-    base = backbone.public_name(settings.policy)
-    return transfer_rl.gains(scored, base, soft_reward=settings.soft_reward, seed=seed)
+    shown = {"teacher": teacher, "rl_set": as_dict(settings) | {"policy": base}}  # names, not paths
+    read = digests | {"instructions": table.digest}
+    source = tables.provenance("transfer", as_dict(config) | shown | dict(chosen), read, {})
+    tables.write_rows(scored, str(runs / SCORES), schema, source)
+    return transfer_rl.gains(scored, base, soft_reward=settings.soft_reward, seed=seed), source
 
 
 @contextmanager
-def _scorer(judged: "Scorer", teacher: str) -> "Iterator[Scorer]":
-    """The judges, or a teacher that is asked as `tjd label` asks it."""
+def _scorer(judged: "Scorer", teacher: str) -> "Iterator[tuple[str, Scorer]]":
+    """The judges, or a teacher that is asked as `tjd label` asks it, by name."""
     if not teacher:
-        yield judged
+        yield "", judged
         return
     from tjd import prompts
     from tjd.stages.eval_judge import asked
@@ -113,7 +124,7 @@ def _scorer(judged: "Scorer", teacher: str) -> "Iterator[Scorer]":
         return [next(score) if row["response"] else Verdict(None, error="no response") for row in rows]
 
     with closing(model):
-        yield valid
+        yield model.name, valid
     say(f"{model.name}: {used(model.usage)}")
 
 

@@ -195,7 +195,6 @@ def _transfer_policies(
     need("transfer --rl", "rl", "torch", "transformers", "peft", "trl", "datasets")
     from tjd import tables
     from tjd.commands.transfer_rl import print_gains, transfer_by_rl
-    from tjd.judge import ensemble
     from tjd.stages.transfer_rl import GAIN
 
     to = answers_to(out)
@@ -204,11 +203,10 @@ def _transfer_policies(
     known = ("instruction_id", "query_id", "query", "instruction", "constraints")
     table = tables.open_table(instructions, "instructions", need=known)
     rows = list(rows_of(table, where, limit))
-    metrics = transfer_by_rl(runs, table, rows, judges, config, training.category)
+    chosen = {"category": list(training.category), "where": where, "limit": limit}
+    metrics, source = transfer_by_rl(runs, table, rows, judges, config, chosen)
     if out:
-        inputs = {"instructions": table.digest, "judges": tables.file_digest(judges / ensemble.MANIFEST)}
-        settings = as_dict(config) | {"category": list(training.category), "where": where, "limit": limit}
-        tables.write_rows(metrics, out, tables.METRICS, tables.provenance("transfer", settings, inputs, {}))
+        tables.write_rows(metrics, out, tables.METRICS, source)
     if figure:
         from tjd import figures
 
