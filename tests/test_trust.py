@@ -391,6 +391,9 @@ def test_probes_that_cannot_be_built_are_one_line(judges, tmp_path):
 
 @pytest.mark.slow
 def test_policies_are_trained_per_category_and_tested_on_all(judges, tiny_model_dir, tmp_path, cache):
+    from tjd import prompts
+    from tjd.teacher.verdicts import VARIABLES, verdict_request
+
     rows = [
         {"instruction_id": f"i{i}", "query_id": f"q{i}", "query": f"Ask {i}", "instruction": f"Ask {i}",
          "split": ("train", "train", "test")[i // 2 % 3],
@@ -430,8 +433,20 @@ def test_policies_are_trained_per_category_and_tested_on_all(judges, tiny_model_
     again = tjd(*command)
     assert "step    " not in again.stderr  # nothing is trained again
     assert pq.read_table(out).to_pylist() == metrics
-    asked = json.loads(tjd(*command, "--teacher", RECORDED, "--json").stdout)["metrics"]
-    assert {(row["value"], row["n"], row["n_invalid"]) for row in asked} == {(None, 0, 8)}  # nothing of it is recorded
+    prompt = prompts.load("label.pointwise.v1", VARIABLES["pointwise"])
+    completions = [
+        (
+            verdict_request(prompt, "pointwise", row["query"], row["response"], [row["constraint"]]),
+            "Yes",
+        )
+        for row in scored
+        if row["response"]
+    ]
+    recorded = f"recorded:{recording(tmp_path / 'r.parquet', completions)}"
+    line = fails(5, *command, "--teacher", RECORDED)
+    assert "holds none of the first" in line
+    asked = json.loads(tjd(*command, "--teacher", recorded, "--json").stdout)["metrics"]
+    assert {(row["metric"], row["value"]) for row in asked} == {("soft_reward", 1), ("soft_reward_gain", 0)}
     line = fails(2, *command, "--rl-set", "steps=soon")
     assert line == "--rl-set steps: 'soon' is not a whole number"
     assert fails(2, *command, "--rl-set", "full=yes") == "--rl-set full: 'yes' is not true or false"

@@ -395,7 +395,7 @@ class RlConfig:
     max_failed: float = flag(0.1, "Exit 6 above this share of responses that a judge or checker failed to decide.")
     max_false_accept: float = flag(1.0, FALSE_ACCEPT_HELP + ", before training starts; see `tjd probe-hacks`.")
     judge_device: str = flag("auto", "Where the judges run: `auto` (beside the policy), `cpu`, `cuda:1`, ...")
-    engine: Engine = flag("transformers", ENGINE_HELP)
+    engine: str = flag("transformers", "`transformers` or `vllm`: w" + ENGINE_HELP[1:])  # a wide choice squeezes --help
     overlap: bool = flag(
         False,
         "Judge responses while others are still being written (transformers alone, not vLLM); see docs/overlap.md.",
@@ -418,6 +418,8 @@ class RlConfig:
         _share(self, "top_p", "max_failed", "max_false_accept", "clip", "vllm_memory")
         if self.temperature <= 0:
             raise ConfigError(f"--temperature must be above 0, not {self.temperature}: a group needs spread")
+        if self.engine not in get_args(Engine):
+            raise ConfigError(f"--engine must be transformers or vllm, not '{self.engine}'")
         if self.soft_reward not in ("verdict", "score"):
             raise ConfigError(f"--soft-reward must be verdict or score, not '{self.soft_reward}'")
 

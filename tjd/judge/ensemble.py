@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from tjd import __version__, backbone
 from tjd.calibration import tempered
-from tjd.config import Engine, TrainJudgeConfig
+from tjd.config import TrainJudgeConfig
 from tjd.errors import ConfigError, DataError, first_line
 from tjd.judge import encoder as classify
 from tjd.judge import probe
@@ -187,14 +187,14 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     os.replace(partial, folder / MANIFEST)
 
 
-def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto", engine: Engine = "transformers") -> Ensemble:
+def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto", engine: str = "transformers") -> Ensemble:
     """Load an ensemble for scoring.
 
     Args:
         folder: That `tjd train-judge` wrote.
         device: `cpu`, `cuda:1`, ..., or `auto`; vLLM takes the devices that the process sees.
         dtype: `auto`, `float32` or `bfloat16`.
-        engine: What runs the models.
+        engine: What runs the models: `transformers` or `vllm`.
 
     Raises:
         DataError: The folder holds no ensemble, or weights are missing or of another training.
