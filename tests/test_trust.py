@@ -387,3 +387,71 @@ def test_probes_that_cannot_be_built_are_one_line(judges, tmp_path):
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "x.parquet")
     line = fails(3, "probe-hacks", tmp_path / "x.parquet", "-j", judges, "--probes", tmp_path / "hacks.toml")
     assert line.startswith("no probe could be built")
+
+
+@pytest.mark.slow
+def test_policies_are_trained_per_category_and_tested_on_all(judges, tiny_model_dir, tmp_path, cache):
+    from tjd import prompts
+    from tjd.teacher.verdicts import VARIABLES, verdict_request
+
+    rows = [
+        {"instruction_id": f"i{i}", "query_id": f"q{i}", "query": f"Ask {i}", "instruction": f"Ask {i}",
+         "split": ("train", "train", "test")[i // 2 % 3],
+         "constraints": [{"constraint_id": "c", "kind": "soft", "category": CATEGORIES[i % 2], "text": "Be kind.",
+                          "checker": None, "kwargs": None}]}
+        for i in range(24)
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "instructions.parquet")
+    runs, out, figure = tmp_path / "runs", tmp_path / "matrix.parquet", tmp_path / "matrix.svg"
+    settings = ("steps=2", f"policy={tiny_model_dir}", "prompts-per-step=2", "group_size=4", "max_response_tokens=8",
+                "soft_reward=score", "overlap=true", "flat_steps=9")  # fmt: skip
+    command = ("transfer", tmp_path / "instructions.parquet", "-j", judges, "--rl", runs, "-o", out, "--figure", figure,
+               "--responses", 2, *(part for setting in settings for part in ("--rl-set", setting)))  # fmt: skip
+    first = tjd(*command)
+    assert first.exit_code == 0
+    assert "Soft reward of tiny, and what training on a category has gained" in " ".join(first.stdout.split())
+    metrics = pq.read_table(out).to_pylist()
+    base = {category: of(metrics, "tiny", category, "soft_reward") for category in ("style", "semantic")}
+    for trained in ("style", "semantic"):
+        assert json.loads((runs / trained / "manifest.json").read_text())["steps"] == 2
+        used = {row["instruction_id"] for row in pq.read_table(runs / trained / "rollouts.parquet").to_pylist()}
+        own = [row for row in rows if row["constraints"][0]["category"] == trained]
+        assert used <= {row["instruction_id"] for row in own if row["split"] == "train"}
+        for tested in ("style", "semantic"):
+            gain, level = (of(metrics, trained, tested, name) for name in ("soft_reward_gain", "soft_reward"))
+            assert gain["n"] == 4
+            assert gain["value"] == pytest.approx(level["value"] - base[tested]["value"])
+    scored = pq.read_table(runs / "scores.parquet").to_pylist()
+    assert {row["model"] for row in scored} == {"tiny", "style", "semantic"}
+    assert {row["split"] for row in scored} == {"test"}
+    assert len(scored) == 3 * 8 * 2
+    assert figure.read_text().count("</svg>") == 1
+    for path in (out, runs / "scores.parquet"):
+        written = pq.read_schema(path).metadata[b"tjd"].decode()
+        assert json.loads(written)["config"]["rl_set"]["policy"] == "tiny"
+        assert str(tmp_path) not in written
+    again = tjd(*command)
+    assert "step    " not in again.stderr  # nothing is trained again
+    assert pq.read_table(out).to_pylist() == metrics
+    prompt = prompts.load("label.pointwise.v1", VARIABLES["pointwise"])
+    completions = [
+        (
+            verdict_request(prompt, "pointwise", row["query"], row["response"], [row["constraint"]]),
+            "Yes",
+        )
+        for row in scored
+        if row["response"]
+    ]
+    recorded = f"recorded:{recording(tmp_path / 'r.parquet', completions)}"
+    line = fails(5, *command, "--teacher", RECORDED)
+    assert "holds none of the first" in line
+    asked = json.loads(tjd(*command, "--teacher", recorded, "--json").stdout)["metrics"]
+    assert {(row["metric"], row["value"]) for row in asked} == {("soft_reward", 1), ("soft_reward_gain", 0)}
+    line = fails(2, *command, "--rl-set", "steps=soon")
+    assert line == "--rl-set steps: 'soon' is not a whole number"
+    assert fails(2, *command, "--rl-set", "full=yes") == "--rl-set full: 'yes' is not true or false"
+    assert "did you mean 'steps'?" in fails(2, *command, "--rl-set", "step=3")
+    assert "holds a run that differs in group_size" in fails(2, *command, "--rl-set", "group_size=2")
+    assert fails(3, *command, "-c", "layout").startswith(
+        "no category that the judges cover has instructions of its own"
+    )

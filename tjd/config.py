@@ -14,6 +14,7 @@ CONDITIONS = ("with_constraint", "without_constraint")
 Layout = Literal["3-for-3", "1-for-3", "1-for-all"]
 Balance = Literal["weights", "rows"]
 Head = Literal["verdict", "probe", "encoder"]
+Engine = Literal["transformers", "vllm"]
 Mode = Literal["pointwise", "batch"]
 SoftReward = Literal["verdict", "score"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -71,6 +72,7 @@ class BackendConfig:
         _at_least(self, 0, "retries", "timeout_s")
 
 
+ENGINE_HELP = "What runs the judges; `vllm` for heads of `verdict`, where it is installed (docs/overlap.md)."
 TEACHER = "gemini/gemini-3-pro-preview"  # the paper's, section 4.1
 TEACHER_HELP = "litellm name, `hf:NAME`, `hf:embedded`, or `recorded:FILE`."
 CATEGORY_HELP = "Category; repeatable. Default: those the taxonomy marks (style, structure, semantic)."
@@ -259,6 +261,7 @@ class EvalJudgeConfig:
     )
     min_agreement: float = flag(0.0, "Keep only rows whose voters agree at least so much, a share in [0.5, 1].")
     split: SplitChoice = flag("test", "Rows to measure on; a column `split` wins over the judges' own split.")
+    engine: Engine = flag("transformers", ENGINE_HELP)
     dtype: Dtype = flag("auto", "`auto` takes bfloat16 where the hardware multiplies it natively.")
     seed: int = flag(0, "Of the bootstrap.")
 
@@ -281,6 +284,24 @@ class TransferConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         _share(self, "target")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferRlConfig:
+    """Settings of `tjd transfer --rl` (paper, 3.3, Figure 5)."""
+
+    rl_set: tuple[str, ...] = flag(
+        (), "With --rl: a setting of `tjd rl`, NAME=VALUE (`steps=200`, `policy=embedded`); repeatable."
+    )
+    per_category: int = flag(20, "With --rl: held-out instructions per category; 0 takes all.")
+    responses: int = flag(4, "With --rl: responses of each policy to each of them.")
+    teacher: str = flag("", "With --rl: who judges these responses, instead of the judges trained on. " + TEACHER_HELP)
+
+    def __post_init__(self) -> None:
+        """Check ranges, and write names in one way."""
+        _name_embedded(self, "teacher", "hf:embedded")
+        _at_least(self, 0, "per_category")
+        _at_least(self, 1, "responses")
 
 
 FALSE_ACCEPT_HELP = "Exit 6 if a judge accepts more than this share of a hack probe"
@@ -373,6 +394,12 @@ class RlConfig:
     soft_reward: SoftReward = flag("verdict", "A judge's binary verdict (paper), or its score P(followed).")
     max_failed: float = flag(0.1, "Exit 6 above this share of responses that a judge or checker failed to decide.")
     max_false_accept: float = flag(1.0, FALSE_ACCEPT_HELP + ", before training starts; see `tjd probe-hacks`.")
+    judge_device: str = flag("auto", "Where the judges run: `auto` (beside the policy), `cpu`, `cuda:1`, ...")
+    engine: str = flag("transformers", "`transformers` or `vllm`: w" + ENGINE_HELP[1:])  # a wide choice squeezes --help
+    overlap: bool = flag(
+        False,
+        "Judge responses while others are still being written (transformers alone, not vLLM); see docs/overlap.md.",
+    )
     flat_steps: int = flag(20, "Exit 6 if no group has any spread of reward in this many first steps.")
     save_every: int = flag(20, "Steps between checkpoints; at most so many are repeated after a crash.")
     activation_checkpointing: bool = flag(False, "Recompute activations in the backward pass: slower, less memory.")
@@ -391,6 +418,8 @@ class RlConfig:
         _share(self, "top_p", "max_failed", "max_false_accept", "clip", "vllm_memory")
         if self.temperature <= 0:
             raise ConfigError(f"--temperature must be above 0, not {self.temperature}: a group needs spread")
+        if self.engine not in get_args(Engine):
+            raise ConfigError(f"--engine must be transformers or vllm, not '{self.engine}'")
         if self.soft_reward not in ("verdict", "score"):
             raise ConfigError(f"--soft-reward must be verdict or score, not '{self.soft_reward}'")
 

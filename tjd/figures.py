@@ -72,25 +72,32 @@ def judges_figure(metrics: Sequence[Row], reliability: Sequence[Row], path: Path
 
 
 def heat_map(
-    values: Mapping[tuple[str, str], float | None], path: Path, *, title: str, rows: str, columns: str
+    values: Mapping[tuple[str, str], float | None],
+    path: Path,
+    *,
+    title: str,
+    rows: str,
+    columns: str,
+    middle: float = 0.5,
 ) -> None:
-    """A matrix of shares with its numbers; a null cell stays empty.
+    """A matrix of shares, or of differences between shares, with its numbers; a null cell stays empty.
 
     Args:
-        values: (row, column) to a value in [0, 1].
+        values: (row, column) to a value within 0.5 of `middle`; beyond it the colour stays the same.
         path: Ends in .svg, .png or .pdf.
         title: Of the figure.
         rows: What the rows are.
         columns: What the columns are.
+        middle: Which value is white: that of chance, or no difference.
     """
     down, across = (list(dict.fromkeys(cell[axis] for cell in values)) for axis in (0, 1))
     matrix = np.array([[_number(values.get((row, column))) for column in across] for row in down])
     figure = Figure(figsize=(2.4 + 0.9 * len(across), 1.8 + 0.62 * len(down)), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(matrix, cmap="RdBu_r", vmin=0, vmax=1, aspect="auto")  # white is 0.5: chance
+    image = axes.imshow(matrix, cmap="RdBu_r", vmin=middle - 0.5, vmax=middle + 0.5, aspect="auto")
     for (i, j), value in np.ndenumerate(matrix):
         if np.isfinite(value):
-            colour = "white" if abs(value - 0.5) > 0.3 else "black"
+            colour = "white" if abs(value - middle) > 0.3 else "black"
             axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour)
     axes.set_xticks(range(len(across)), across, rotation=30, ha="right")
     axes.set_yticks(range(len(down)), down)

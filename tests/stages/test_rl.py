@@ -1,5 +1,6 @@
 import json
 import shutil
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -149,6 +150,31 @@ def test_a_judge_that_abstains_is_masked_and_counted_but_fails_nothing(config, t
 
 
 @pytest.mark.parametrize("full", [True, False])
+def test_judging_ahead_changes_no_reward(config, tmp_path, full):
+    """The judges are the real thing's interface: they see each row once, in another thread, and some of them early."""
+    config = replace(config, steps=2, max_response_tokens=40, full=full, max_failed=1.0)
+    run(config, tmp_path / "after", score=score_or_fail)
+    threads, calls = set(), []
+
+    def spying(rows):
+        threads.add(threading.current_thread().name)
+        calls.append([(row["instruction"], row["response"]) for row in rows])
+        return score_or_fail(rows)
+
+    metrics = run(replace(config, overlap=True), tmp_path / "ahead", score=spying).to_pylist()
+    rollouts = rollouts_of(tmp_path / "ahead")
+    assert rollouts == rollouts_of(tmp_path / "after")
+    assert any(row["judge_failed"] for row in rollouts)
+    assert all(name.startswith("judge") for name in threads)
+    for step in (1, 2):
+        distinct = {(row["instruction"], row["response"]) for row in rollouts if row["step"] == step}
+        assert 0 < metrics[step - 1]["judged_ahead"] < 1
+        assert len(calls) > 2
+        assert distinct <= {pair for call in calls for pair in call}
+    assert not any(thread.name.startswith("judge") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("full", [True, False])
 def test_a_run_continues_where_it_was_stopped(config, tmp_path, full):
     config = replace(config, full=full)
     run(config, tmp_path / "whole")
@@ -279,6 +305,8 @@ def test_settings_that_do_not_fit_are_refused(config, tmp_path):
         run(replace(config, micro_batch=7), tmp_path / "policy")
     with pytest.raises(ConfigError, match="pip install vllm"):
         run(replace(config, vllm=True), tmp_path / "policy")
+    with pytest.raises(ConfigError, match="--overlap cannot see into vLLM"):
+        run(replace(config, vllm=True, overlap=True), tmp_path / "policy")
     assert not (tmp_path / "policy").exists()
 
 

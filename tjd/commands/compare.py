@@ -148,7 +148,7 @@ def _contestants(
         )
     field = Field([], seeds.pop() if seeds else 0, {}, [], [], [])
     for (folder, manifest), name in zip(manifests.items(), _names(manifests), strict=True):
-        judge = ensemble.load(folder, dtype=config.dtype)
+        judge = ensemble.load(folder, dtype=config.dtype, engine=config.engine)
         scorer = with_bar(judge.score, name, bars)
         field.judges.append(Judge(name, scorer, frozenset(manifest["categories"]), choose_thresholds=False))
         field.digests[name] = tables.file_digest(folder / ensemble.MANIFEST)

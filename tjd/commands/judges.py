@@ -9,7 +9,7 @@ import typer
 
 from tjd.commands.common import Judges, Limit, Out, OutFolder, Taxonomy, Where, rows_of, write
 from tjd.commands.terminal import counted, progress, require_known, say
-from tjd.config import SweepConfig, TrainJudgeConfig, as_dict
+from tjd.config import ENGINE_HELP, Engine, SweepConfig, TrainJudgeConfig, as_dict
 from tjd.errors import ConfigError
 from tjd.extras import need
 from tjd.flags import flags
@@ -117,6 +117,7 @@ def score_command(
     out: Out,
     judges: Judges,
     dtype: Annotated[str, typer.Option(help="`auto`, `float32` or `bfloat16`.")] = "auto",
+    engine: Annotated[Engine, typer.Option(help=ENGINE_HELP)] = "transformers",
     where: Where = [],  # noqa: B006
     limit: Limit = 0,
 ) -> None:
@@ -128,12 +129,22 @@ def score_command(
 
     source = tables.open_table(table, "foreign", need=stage.NEED)
     tables.require_constraints(source)
-    judge = ensemble.load(judges, dtype=dtype)
+    judge = ensemble.load(judges, dtype=dtype, engine=engine)
     rows = stage.score(rows_of(source, where, limit), judge.score)
     digests = {"judges": tables.file_digest(judges / ensemble.MANIFEST)}
     inputs, schema = {"table": source}, stage.schema(source.schema)
     chosen = (where, limit)
-    write(rows, out, schema, "score", {"dtype": dtype}, inputs, digests=digests, chosen=chosen, null="score")
+    write(
+        rows,
+        out,
+        schema,
+        "score",
+        {"dtype": dtype, "engine": engine},
+        inputs,
+        digests=digests,
+        chosen=chosen,
+        null="score",
+    )
 
 
 def _grid(sweep: Sequence[str]) -> dict[str, list[str]]:

@@ -87,9 +87,9 @@ def rl_command(
         _require_rules_alone(rows)
         score, covered = (lambda softs: []), rows
     else:
-        judge = ensemble.load(judges, dtype=config.dtype)
+        judge = ensemble.load(judges, device=config.judge_device, dtype=config.dtype, engine=config.engine)
         score, covered = judge.score, [row for row in rows if judge.covers(row["constraints"] or ())]
-        _probe(judge, covered, config)
+        try_hacks(judge, covered, config)
     if len(covered) < len(rows):
         say(f"rl: {len(rows) - len(covered)} of {len(rows)} instructions left out: no judge covers their category")
     with progress() as bars:
@@ -100,7 +100,7 @@ def rl_command(
             score=score,
             check=partial(verdict, checkers=own),
             inputs=digests,
-            on_step=_rewards(bars, config.steps),
+            on_step=reward_lines(bars, config.steps),
         )
     say(f"rl: {counted(len(metrics), 'step')} -> {out} (policy, rollouts.parquet, metrics.parquet)")
 
@@ -110,7 +110,7 @@ def _categories(row: "Row") -> set[str]:
     return {constraint["category"] for constraint in row["constraints"] or () if constraint["kind"] == "soft"}
 
 
-def _probe(judge: "Ensemble", rows: "Sequence[Row]", config: RlConfig) -> None:
+def try_hacks(judge: "Ensemble", rows: "Sequence[Row]", config: RlConfig) -> None:
     """Tell which worthless responses the judges would reward, and refuse above `--max-false-accept`."""
     from tjd.judge import hacks
     from tjd.stages import probe_hacks as stage
@@ -137,7 +137,7 @@ def _require_rules_alone(rows: "Iterable[Row]") -> None:
             )
 
 
-def _rewards(bars: "Progress", n_steps: int) -> Callable[[Mapping[str, Any]], None]:
+def reward_lines(bars: "Progress", n_steps: int) -> Callable[[Mapping[str, Any]], None]:
     """The reward by component, a line per step; the bar says how far the run is."""
     task = bars.add_task("rl", total=n_steps)
 

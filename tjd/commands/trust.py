@@ -25,7 +25,7 @@ from tjd.commands.common import (
 )
 from tjd.commands.judges import training_bars
 from tjd.commands.terminal import answers_to, interval, print_grid, print_numbers, progress, say
-from tjd.config import ProbeHacksConfig, TrainJudgeConfig, TransferConfig, as_dict
+from tjd.config import ProbeHacksConfig, TrainJudgeConfig, TransferConfig, TransferRlConfig, as_dict
 from tjd.errors import ConfigError, DataError
 from tjd.extras import need
 from tjd.flags import flags
@@ -91,10 +91,14 @@ def probe_hacks_command(
     stage.require_few(found.metrics, config.max_false_accept)
 
 
+def _folder(out: Path | None) -> Path | None:
+    return out if out is None else writable_folder(out)
+
+
 @app.command("transfer", rich_help_panel="Judges")
 @flags
 def transfer_command(
-    labels: Annotated[str, typer.Argument(help="Labels: Parquet or `-`.")],
+    labels: Annotated[str, typer.Argument(help="Labels, or with --rl instructions: Parquet or `-`.")],
     judges: Annotated[
         Path,
         typer.Option(
@@ -106,6 +110,11 @@ def transfer_command(
     ],
     config: TransferConfig,
     training: TrainJudgeConfig,
+    policies: TransferRlConfig,
+    rl: Annotated[
+        Path | None,
+        typer.Option("--rl", help="Folder of a GRPO run per category, to be compared instead.", callback=_folder),
+    ] = None,
     out: MetricsOut = None,
     figure: Figure = None,
     taxonomy: Taxonomy = None,
@@ -119,7 +128,14 @@ def transfer_command(
     every number of specialists, where there are at most 12, the best set is searched exactly: each category takes its best
     specialist in the set, chosen on validation; what is shown is measured on the test split. All categories with both
     verdicts are taken, or those of `--category`. The flags of training count where specialists are trained.
+
+    `--rl FOLDER` does as the paper did: a policy is trained on the instructions of each category alone (`tjd rl`, resumed
+    where it was stopped), each responds to held-out instructions of all categories, and the matrix has the soft reward that
+    it gained over the base policy.
     """
+    if rl is not None:
+        _transfer_policies(labels, judges, rl, policies, training, out, figure, where, limit, as_json=as_json)
+        return
     need("transfer", "train", "torch", "transformers", "peft")
     from tjd import tables
     from tjd.judge import ensemble
@@ -160,6 +176,44 @@ def transfer_command(
         title = f"{METRIC_NAMES[config.metric]} on the test split"
         figures.heat_map(values, figure, title=title, rows="trained on", columns="tested on")
     _print_transfer(found, config, answers_to(out), as_json=as_json)
+
+
+def _transfer_policies(
+    instructions: str,
+    judges: Path,
+    runs: Path,
+    config: TransferRlConfig,
+    training: TrainJudgeConfig,
+    out: str | None,
+    figure: Path | None,
+    where: list[str],
+    limit: int,
+    *,
+    as_json: bool,
+) -> None:
+    """The same question, put to policies."""
+    need("transfer --rl", "rl", "torch", "transformers", "peft", "trl", "datasets")
+    from tjd import tables
+    from tjd.commands.transfer_rl import print_gains, transfer_by_rl
+    from tjd.stages.transfer_rl import GAIN
+
+    to = answers_to(out)
+    if figure:
+        require_figure("transfer", figure)
+    known = ("instruction_id", "query_id", "query", "instruction", "constraints")
+    table = tables.open_table(instructions, "instructions", need=known)
+    rows = list(rows_of(table, where, limit))
+    chosen = {"category": list(training.category), "where": where, "limit": limit}
+    metrics, source = transfer_by_rl(runs, table, rows, judges, config, chosen)
+    if out:
+        tables.write_rows(metrics, out, tables.METRICS, source)
+    if figure:
+        from tjd import figures
+
+        values = {(row["judge"], row["category"]): row["value"] for row in metrics if row["metric"] == GAIN}
+        title = "Soft reward gained over the base policy"
+        figures.heat_map(values, figure, title=title, rows="trained on", columns="tested on", middle=0.0)
+    print_gains(metrics, to, as_json=as_json)
 
 
 def _train_specialists(

@@ -25,6 +25,7 @@ Score = Callable[[Sequence[Mapping[str, Any]]], Sequence[Verdict]]  # rows in; v
 # checker, kwargs, response, and `prompt=` what the model was asked; followed or null, and why it is null
 Check = Callable[..., tuple[bool | None, str | None]]
 
+ASKED: tuple[str, ...] = ("query", "instruction", "constraints")  # columns that say what a response was asked for
 RECENT = 1024  # responses over which the share of failures is taken: one step of the paper
 GRACE = 64  # a share is taken of at least so many, that one early failure does not end a run
 
@@ -59,7 +60,10 @@ def reward_function(
         **columns: Any,
     ) -> list[float | None]:
         started = time.perf_counter()
-        rows_B_C = _constraint_rows(completions, columns)
+        asked_B = [
+            dict(zip(ASKED, values, strict=True)) for values in zip(*(columns[name] for name in ASKED), strict=True)
+        ]
+        rows_B_C = [_constraint_rows(_text(each), asked) for each, asked in zip(completions, asked_B, strict=True)]
         verdicts_B_C = _decide(rows_B_C, score, check)
         rewards_B = [
             _reward(rows_C, verdicts_C, soft_reward) for rows_C, verdicts_C in zip(rows_B_C, verdicts_B_C, strict=True)
@@ -126,39 +130,41 @@ def _text(completion: Any) -> str:
     return completion if isinstance(completion, str) else completion[0].get("content") or ""
 
 
-def _constraint_rows(completions: Sequence[Any], columns: Mapping[str, Any]) -> list[list[Row]]:
-    """One row per constraint of each completion."""
-    samples = zip(completions, columns["query"], columns["instruction"], columns["constraints"], strict=True)
+def _constraint_rows(response: str, asked: Mapping[str, Any]) -> list[Row]:
+    """One row per constraint of a response to a row of the dataset."""
     return [
-        [
-            {
-                "query": query,
-                "instruction": instruction,
-                "response": _text(completion),
-                "constraint": constraint["text"],
-                "category": constraint["category"],
-                "constraint_id": constraint["constraint_id"],
-                "kind": constraint["kind"],
-                "checker": constraint["checker"],
-                "kwargs": constraint["kwargs"],
-            }
-            for constraint in json.loads(constraints)
-        ]
-        for completion, query, instruction, constraints in samples
+        {
+            "query": asked["query"],
+            "instruction": asked["instruction"],
+            "response": response,
+            "constraint": constraint["text"],
+            "category": constraint["category"],
+            "constraint_id": constraint["constraint_id"],
+            "kind": constraint["kind"],
+            "checker": constraint["checker"],
+            "kwargs": constraint["kwargs"],
+        }
+        for constraint in json.loads(asked["constraints"])
     ]
+
+
+def judged_rows(response: str, asked: Mapping[str, Any]) -> list[Row]:
+    """What the judges are shown of a response: a row per soft constraint."""
+    return [_judged(row) for row in _constraint_rows(response, asked) if row["kind"] == "soft"]
 
 
 def _decide(rows_B_C: Sequence[Sequence[Row]], score: Score, check: Check) -> list[list[Verdict]]:
     """One verdict per row, equal rows decided once: groups that collapse repeat their responses."""
-    distinct = {_same(row): row for rows_C in rows_B_C for row in rows_C}
+    distinct = {same(row): row for rows_C in rows_B_C for row in rows_C}
     softs = {key: _judged(row) for key, row in distinct.items() if row["kind"] == "soft"}
     scored = score(list(softs.values())) if softs else []
     known = dict(zip(softs, scored, strict=True))
     known |= {key: _checked(row, check) for key, row in distinct.items() if row["kind"] != "soft"}
-    return [[known[_same(row)] for row in rows_C] for rows_C in rows_B_C]
+    return [[known[same(row)] for row in rows_C] for rows_C in rows_B_C]
 
 
-def _same(row: Row) -> tuple[Any, ...]:
+def same(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What rows have in common that are decided alike."""
     return tuple(value for name, value in row.items() if name != "constraint_id")
 
 

@@ -20,10 +20,12 @@ from tjd.config import TrainJudgeConfig
 from tjd.errors import ConfigError, DataError, first_line
 from tjd.judge import encoder as classify
 from tjd.judge import probe
+from tjd.judge import vllm as serving
 from tjd.judge.encoder import Classifier, Pairs
 from tjd.judge.prompt import VARIABLES, Encoded, Encoder, verdict_ids
 from tjd.judge.score import Specialist, score
 from tjd.judge.train import merged, own_copy
+from tjd.judge.vllm import Served
 from tjd.prompts import Prompt
 from tjd.rewards import ABSTAINED, Verdict
 from tjd.splits import split_of
@@ -61,7 +63,7 @@ class Ensemble:
 
     def __init__(
         self,
-        specialists: Sequence[Specialist | Classifier],
+        specialists: Sequence[Specialist | Classifier | Served],
         encoder: Encoder | Pairs,
         seats: Mapping[str, Seat],
     ) -> None:
@@ -98,12 +100,15 @@ class Ensemble:
 
 
 def raw_scores(
-    specialists: Sequence[Specialist | Classifier], judgements: Sequence[Encoded], whose: Sequence[int]
+    specialists: Sequence[Specialist | Classifier | Served], judgements: Sequence[Encoded], whose: Sequence[int]
 ) -> Iterator[tuple[int, float]]:
     """`tjd.judge.score.score` for specialists with any head, the same one for all."""
     classifiers = [each for each in specialists if isinstance(each, Classifier)]
     if classifiers:
         return classify.score(classifiers, judgements, whose)
+    served = [each for each in specialists if isinstance(each, Served)]
+    if served:
+        return serving.score(served, judgements, whose)
     return score([each for each in specialists if isinstance(each, Specialist)], judgements, whose)
 
 
@@ -182,16 +187,23 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     os.replace(partial, folder / MANIFEST)
 
 
-def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> Ensemble:
+def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto", engine: str = "transformers") -> Ensemble:
     """Load an ensemble for scoring.
+
+    Args:
+        folder: That `tjd train-judge` wrote.
+        device: `cpu`, `cuda:1`, ..., or `auto`; vLLM takes the devices that the process sees.
+        dtype: `auto`, `float32` or `bfloat16`.
+        engine: What runs the models: `transformers` or `vllm`.
 
     Raises:
         DataError: The folder holds no ensemble, or weights are missing or of another training.
-        ConfigError: Its base model cannot be loaded, or its tokenizer gives other verdict tokens.
+        ConfigError: Its base model cannot be loaded, its tokenizer gives other verdict tokens, or the engine is not
+            installed or cannot score its head.
     """
-    from peft import PeftModel
-
     folder, manifest = Path(folder), read_manifest(folder)
+    if engine == "vllm":
+        serving.require(manifest)
     for specialist in manifest["specialists"]:
         if not all((folder / specialist / name).is_file() for name in _files(manifest)):
             raise DataError(f"{folder} lacks the weights of the specialist '{specialist}'; train the judges anew")
@@ -213,6 +225,17 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> En
         raise ConfigError(
             f"the tokenizer of {manifest['base']} is not the one the judges in {folder} were trained with"
         )
+    if engine == "vllm":
+        return Ensemble(serving.load(folder, manifest, encoder, verdicts, dtype=dtype), encoder, seats)
+    return Ensemble(_decoders(folder, manifest, verdicts, device, dtype), encoder, seats)
+
+
+def _decoders(
+    folder: Path, manifest: Mapping[str, Any], verdicts: tuple[int, int], device: str, dtype: str
+) -> list[Specialist]:
+    """The specialists of decoders: models of their own, or what each has above one base."""
+    from peft import PeftModel
+
     specialists = []
     if manifest["full"]:
         for name in manifest["specialists"]:
@@ -230,7 +253,7 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> En
                 with own_copy(base, first_layer), backbone.without_peft_noise():
                     model = PeftModel.from_pretrained(base, str(folder / name))
                     specialists.append(merged(model, name, first_layer, verdicts))
-    return Ensemble(specialists, encoder, seats)
+    return specialists
 
 
 def fingerprint_of(specialist: Path) -> str | None:

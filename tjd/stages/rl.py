@@ -38,13 +38,17 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from tjd import backbone, tables
 from tjd.config import RlConfig, as_dict
 from tjd.errors import ConfigError, DataError, TrainingError
+from tjd.integrations.overlap import Ahead, watch
 from tjd.integrations.trl import Check, Score, reward_function, rollout_rows
 from tjd.tables import Row
 
 MANIFEST = "manifest.json"
 RUN = "run.json"  # what a run was started with; a continued one must match
-# may change in between
-FREE = ("steps", "save_every", "micro_batch", "activation_checkpointing", "vllm_memory", "max_false_accept")
+# may change in between; rounding apart, these change no result
+FREE = (
+    *("steps", "save_every", "micro_batch", "activation_checkpointing", "vllm_memory", "max_false_accept"),
+    *("judge_device", "engine", "overlap"),
+)
 SAME_SPREAD = 1e-6  # rewards closer than this are equal: they are float32
 
 STEP_METRICS = pa.schema(
@@ -66,7 +70,8 @@ STEP_METRICS = pa.schema(
         "grad_norm": pa.float64(),  # before it is clipped to 1
         "learning_rate": pa.float64(),
         "generation_s": pa.float64(),  # seconds to write the responses
-        "scoring_s": pa.float64(),  # seconds for judges and checkers
+        "scoring_s": pa.float64(),  # seconds for judges and checkers once all responses are there
+        "judged_ahead": pa.float64(),  # share of judgements that did not wait for all responses; null without --overlap
         "training_s": pa.float64(),  # seconds for the rest: the reference's forward pass and the update
     }
 )
@@ -150,15 +155,21 @@ def _train(
     tokenizer = backbone.load_tokenizer(config.policy)
     tokenizer.padding_side = "left"
     prompts = _prompts(instructions, tokenizer, config)
-    reward = reward_function(score, check, soft_reward=config.soft_reward, max_failed=config.max_failed)
+    ahead = Ahead(score, config.group_size) if config.overlap else None
+    judge = ahead.score if ahead else score
+    reward = reward_function(judge, check, soft_reward=config.soft_reward, max_failed=config.max_failed)
     trainer = _trainer(prompts, tokenizer, config, out, reward)
-    trainer.add_callback(_watch(trainer, config, out, run, on_step))
+    if ahead:
+        _judge_ahead(trainer, tokenizer, ahead)
+    trainer.add_callback(_watch(trainer, config, out, run, on_step, ahead))
     checkpoint = _last_checkpoint(out / "checkpoints")
     if _is_main():
         _merge_rollouts(out, run, upto=_step_of(checkpoint))
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:  # also after Ctrl-C: what was done is kept
+        if ahead:
+            ahead.close()
         metrics = _step_metrics(trainer.state.log_history)
         if _is_main() and len(metrics):
             _merge_rollouts(out, run)
@@ -185,6 +196,8 @@ def _require_possible(config: RlConfig) -> None:
             f"--prompts-per-step times --group-size ({responses}) must be a multiple of --micro-batch "
             f"({config.micro_batch}) times the number of processes ({processes})"
         )
+    if config.vllm and config.overlap:
+        raise ConfigError("--overlap cannot see into vLLM, which gives all responses at once; leave one of them out")
     if config.vllm and find_spec("vllm") is None:
         raise ConfigError("--vllm needs the package vllm, which is not installed: pip install vllm")
 
@@ -359,8 +372,26 @@ def _arguments(config: RlConfig, out: Path, device: str, *, autocast: bool) -> G
     )
 
 
+def _judge_ahead(trainer: GRPOTrainer, tokenizer: PreTrainedTokenizerBase, ahead: Ahead) -> None:
+    """Hand each response to the judges as soon as it has ended."""
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    model.generate = watch(model.generate, tokenizer, trainer.eos_token_ids, ahead.written)
+    generate_and_score = trainer._generate_and_score_completions
+
+    def with_inputs(inputs: list[Any]) -> Any:
+        ahead.begin(inputs)
+        return generate_and_score(inputs)
+
+    trainer._generate_and_score_completions = with_inputs
+
+
 def _watch(
-    trainer: GRPOTrainer, config: RlConfig, out: Path, run: Row, on_step: Callable[[Row], None]
+    trainer: GRPOTrainer,
+    config: RlConfig,
+    out: Path,
+    run: Row,
+    on_step: Callable[[Row], None],
+    ahead: Ahead | None,
 ) -> TrainerCallback:
     """Record each step's rollouts and metrics, and stop a run that learns nothing."""
     generation_s: list[float] = []
@@ -391,6 +422,7 @@ def _watch(
             entry = state.log_history[-1]  # the trainer saves it with each checkpoint, so it outlives this process
             entry["flat_groups"] = _flat_groups(rollouts)
             entry["generation_s"] = sum(generation_s)
+            entry["judged_ahead"] = ahead.share if ahead else None
             entry["training_s"] = entry["step_time"] - entry["generation_s"] - entry["scoring_s"]
             generation_s.clear()
             if _is_main():
