@@ -179,7 +179,12 @@ class TrainJudgeConfig:
         "regression on its hidden states: a forward pass to train, one trunk for all specialists. `encoder` trains all "
         "weights of a sequence classifier (ModernBERT, DeBERTa, BERT), which `--base` names.",
     )
-    layer: int = flag(0, "Layer that probes read; 0 chooses it on validation.")
+    layer: tuple[int, ...] = flag(
+        (), "Layers that probes read; repeatable. Default: three, from a third to three fifths up the model."
+    )
+    share: float = flag(
+        1.0, "How much the weights of probes have in common: specialists learn from each other's rows. 0: from none."
+    )
     full: bool = flag(False, "Train all weights instead of LoRA adapters.")
     lora_rank: int = flag(16, "Rank of the adapters.")
     lora_layers: int = flag(0, "Adapt only this many layers from the top; 0 adapts all.")
@@ -219,7 +224,7 @@ class TrainJudgeConfig:
         _name_embedded(self, "base", "embedded")
         _at_least(self, 1, "epochs", "patience", "batch_size", "lora_rank", "max_instruction_tokens")
         _at_least(self, 1, "max_response_tokens")
-        _at_least(self, 0, "lora_layers", "learning_rate", "layer")
+        _at_least(self, 0, "lora_layers", "learning_rate", "share")
         if self.head not in get_args(Head):
             raise ConfigError(f"--head must be one of {', '.join(get_args(Head))}, not '{self.head}'")
         _share(self, "target_precision", "abstain", "harden", "swap")

@@ -3,13 +3,16 @@ import random
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tjd import backbone, prompts
 from tjd.config import TrainJudgeConfig
 from tjd.errors import ConfigError
 from tjd.judge import ensemble, probe
-from tjd.judge.prompt import VARIABLES
-from tjd.judge.score import score, score_plain
+from tjd.judge.prompt import VARIABLES, Encoded
+from tjd.judge.score import Specialist, score, score_plain
 from tjd.stages.train_judge import train_judge
 from tjd.taxonomy import load as load_taxonomy
 
@@ -66,16 +69,63 @@ def test_a_folded_probe_is_the_regression_on_standardised_features():
     rng = np.random.default_rng(0)
     features = rng.normal(5, [1, 100], (200, 2))
     truth = features[:, 0] + rng.normal(0, 0.1, 200) > 5
-    weak, found = probe.fit(3, features, truth, np.ones(200), (1e-4, 1.0))
+    part = probe.Part(np.arange(200), truth, np.ones(200))
+    weak, found = (each["a"] for each in probe.fit([3], torch.tensor(features), {"a": part}, (1e-4, 1.0), 0.0))
     assert abs(weak.weight_F[0]) < abs(found.weight_F[0])
     said = found.logits(features) > 0
     assert (said == truth).mean() > 0.95
     assert abs(found.weight_F[0]) > 50 * abs(found.weight_F[1])
 
 
-def test_candidate_layers_lie_inside_the_model():
-    assert probe.candidate_layers(30) == [8, 12, 16, 20, 24]
-    assert probe.candidate_layers(2) == [1]
+@pytest.mark.parametrize("n_features", [5, 400])
+def test_a_fit_of_one_specialist_is_scikit_learns(n_features):
+    rng = np.random.default_rng(1)
+    features = rng.normal(0, 1, (300, n_features)).astype(np.float32)
+    truth = features[:, 0] - features[:, 1] + rng.normal(0, 1, 300) > 0
+    weights = rng.uniform(0.5, 2, 300)
+    part = probe.Part(np.arange(300), truth, weights)
+    own = probe.fit([1], torch.tensor(features), {"a": part}, [0.1], 0.0)[0]["a"]
+    standard = StandardScaler().fit(features)
+    known = LogisticRegression(C=0.1, tol=1e-8).fit(standard.transform(features), truth, sample_weight=weights)
+    said = known.decision_function(standard.transform(features))
+    np.testing.assert_allclose(own.logits(features), said, atol=2e-3)
+
+
+def test_a_specialist_of_few_rows_learns_from_the_others():
+    rng = np.random.default_rng(2)
+    features = rng.normal(0, 1, (620, 50)).astype(np.float32)
+    truth = features[:, :5].sum(1) > 0
+    many, few = (probe.Part(np.arange(*of), truth[slice(*of)], np.ones(of[1] - of[0])) for of in ((0, 300), (300, 312)))
+
+    def right(share):
+        [probes] = probe.fit([1], torch.tensor(features), {"many": many, "few": few}, [0.1], share)
+        return ((probes["few"].logits(features[320:]) > 0) == truth[320:]).mean()
+
+    assert right(1.0) > right(0.0) + 0.1
+
+
+def test_probes_of_several_layers_are_read_alike_with_and_without_trees():
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "vocab_size": 256}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    decoder = AutoModelForCausalLM.from_config(LlamaConfig(**size, **heads)).eval().get_decoder()
+    nothing, as_it_is = torch.nn.ModuleList(), torch.nn.Identity()
+    judges = [
+        Specialist(
+            name, decoder, top, nothing, as_it_is, torch.randn((len(below) + 1) * 64), 0.1, ("last", "response"), below
+        )
+        for name, top, below in (("a", 3, (1, 2)), ("b", 3, (1, 2)), ("c", 2, ()))
+    ]
+    judgements = [Encoded((5, 6, 7), (8, 9, n), (m, 11)) for n in (12, 13) for m in (14, 15, 16)]
+    packed = dict(score(judges, judgements, [0, 1, 2] * 2))
+    for index, judgement in enumerate(judgements):
+        [(_, alone)] = score_plain(judges[index % 3], [judgement])
+        assert packed[index] == pytest.approx(alone, abs=1e-4)
+
+
+def test_default_layers_lie_inside_the_model():
+    assert probe.default_layers(30) == (10, 14, 18)
+    assert probe.default_layers(2) == (1,)
 
 
 def test_a_layer_that_is_not_there_is_an_error(tiny_model_dir):
@@ -89,9 +139,9 @@ def test_features_go_where_their_judgement_stands(tiny_model_dir):
     config = TrainJudgeConfig(base=str(tiny_model_dir))
     encoder = ensemble.make_encoder(config.base, prompts.load("judge.v1", VARIABLES), config)
     judgements = [encoder(row) for row in rows(12, 3, "train")]
-    whole = probe.read(decoder, [*judgements, judgements[0]], [1], budget=400)[1]
+    whole = probe.read(decoder, [*judgements, judgements[0]], [1], budget=400)
     np.testing.assert_allclose(whole[0], whole[-1])
-    np.testing.assert_allclose(whole[5], probe.read(decoder, [judgements[5]], [1])[1][0], atol=1e-4)
+    np.testing.assert_allclose(whole[5], probe.read(decoder, [judgements[5]], [1])[0], atol=1e-4)
 
 
 def test_features_take_as_much_memory_as_the_states(tiny_model_dir):
@@ -99,7 +149,7 @@ def test_features_take_as_much_memory_as_the_states(tiny_model_dir):
     encoder = ensemble.make_encoder(config.base, prompts.load("judge.v1", VARIABLES), config)
     judgements = [encoder(row) for row in rows(12, 3, "train")]
     exact, half = (
-        probe.read(backbone.load_model(config.base, dtype=dtype).get_decoder(), judgements, [1])[1]
+        probe.read(backbone.load_model(config.base, dtype=dtype).get_decoder(), judgements, [1])
         for dtype in ("float32", "bfloat16")
     )
     assert (exact.dtype, half.dtype) == (torch.float32, torch.bfloat16)

@@ -248,7 +248,7 @@ def _decoders(
             first_layer = manifest["first_layers"][name]
             with _whole(folder / name):
                 if manifest["head"] == "probe":
-                    specialists.append(probe.load(folder / name, name, base.get_decoder(), first_layer))
+                    specialists.append(probe.load(folder / name, name, base.get_decoder()))
                     continue
                 with own_copy(base, first_layer), backbone.without_peft_noise():
                     model = PeftModel.from_pretrained(base, str(folder / name))

@@ -1,7 +1,10 @@
 """Probes: logistic regression on the hidden states of a frozen trunk, instead of training the model (head `probe`).
 
-In: labelled judgements. Out: for each specialist a layer, a weight and a bias. All specialists read the same trunk, so a
-judgement's tokens are computed once for all of them, and only up to the layer that is read.
+In: labelled judgements. Out: for each specialist the layers it reads, a weight and a bias. All specialists read the same
+trunk, so a judgement's tokens are computed once for all of them, and only up to the topmost layer that is read.
+
+Specialists are fitted together: the weight of each is one that all share plus one of its own, both regularised, so that a
+specialist of few rows leans on what the others have learnt (Evgeniou and Pontil, Regularized multi-task learning, KDD 2004).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from sklearn.linear_model import LogisticRegression
+from scipy.optimize import minimize
+from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
@@ -23,7 +27,8 @@ from tjd.judge.score import TOKENS_PER_BATCH, Specialist
 from tjd.judge.tree import Pool
 
 POOLS: tuple[Pool, ...] = ("last", "constraint", "response", "response_end")
-STRENGTHS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # inverse regularisation (C) to choose from, for standardised features
+STRENGTHS = (3e-4, 1e-3, 3e-3, 1e-2)  # inverse regularisation (C) to choose from, for standardised features
+DEPTHS = (0.34, 0.47, 0.6)  # of the layers to read, as shares of the model's: later states turn to the next token
 WEIGHTS = "probe.safetensors"
 
 
@@ -42,9 +47,9 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A readout of one layer."""
+    """A readout of some layers."""
 
-    layer: int  # reads what enters it
+    layers: tuple[int, ...]  # reads what enters each, the lowest first
     weight_F: np.ndarray
     bias: float
     strength: float  # C
@@ -56,13 +61,13 @@ class Probe:
     def save(self, folder: Path) -> None:
         """Write the weights into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {"weight": torch.tensor(self.weight_F), "bias": torch.tensor([self.bias], dtype=torch.float64)}
-        save_file(tensors, folder / WEIGHTS)
+        bias, layers = torch.tensor([self.bias], dtype=torch.float64), torch.tensor(self.layers)
+        save_file({"weight": torch.tensor(self.weight_F), "bias": bias, "layers": layers}, folder / WEIGHTS)
 
 
-def candidate_layers(n_layers: int) -> list[int]:
-    """Layers to choose from, a quarter to four fifths up: later states turn to the next token."""
-    return sorted({min(n_layers - 1, max(1, round(n_layers * share))) for share in (0.27, 0.4, 0.53, 0.67, 0.8)})
+def default_layers(n_layers: int) -> tuple[int, ...]:
+    """Layers to read where none is named."""
+    return tuple(sorted({min(n_layers - 1, max(1, round(n_layers * depth))) for depth in DEPTHS}))
 
 
 def read(
@@ -72,8 +77,8 @@ def read(
     on_batch: Callable[[int], None] = lambda done: None,
     *,
     budget: int = TOKENS_PER_BATCH,
-) -> dict[int, torch.Tensor]:
-    """What is pooled of each judgement at some layers, {layer: [N, F]} in the precision of the states.
+) -> torch.Tensor:
+    """What is pooled of each judgement at some layers side by side, [N, len(layers) * F] in the precision of the states.
 
     Raises:
         ConfigError: The decoder has no such layer, or its attention is not that of token trees.
@@ -86,86 +91,140 @@ def read(
     done = 0
     n_features = len(POOLS) * decoder.config.hidden_size
     device, dtype = (weights := next(decoder.parameters())).device, weights.dtype
-    features = {layer: torch.zeros(len(judgements), n_features, dtype=dtype) for layer in layers}
+    features_NF = torch.zeros(len(judgements), len(layers) * n_features, dtype=dtype)
     with torch.inference_mode():
         for groups in tree.batches(judgements, budget):
             whole = tree.pack(groups).to(device)
             hidden_ND, below = None, 0
-            for layer in sorted(layers):
+            for number, layer in enumerate(sorted(layers)):
                 with tree.only_layers(decoder, below, layer):
                     hidden_ND = tree.forward(decoder, whole, hidden_ND)
                 below = layer
                 pooled_JF = tree.pool(whole, hidden_ND, POOLS).to("cpu", dtype)
+                of_layer = slice(number * n_features, (number + 1) * n_features)
                 for same, pooled_F in zip(whole.members, pooled_JF, strict=True):
-                    features[layer][list(same)] = pooled_F
+                    features_NF[list(same), of_layer] = pooled_F
             done += sum(len(same) for same in whole.members)
             on_batch(done)
-    return features
+    return features_NF
 
 
 def fit(
-    layer: int, features_NF: np.ndarray, followed_N: np.ndarray, weight_N: np.ndarray, strengths: Sequence[float]
-) -> list[Probe]:
-    """Logistic regression on standardised features, folded into one weight and one bias for the features as they are.
+    layers: Sequence[int],
+    features_NF: torch.Tensor,
+    parts: Mapping[str, Part],
+    strengths: Sequence[float],
+    share: float,
+) -> list[dict[str, Probe]]:
+    """Logistic regression of all specialists together, on features standardised over all rows.
+
+    Minimises C * sum of weighted log-losses + (sum_k |v_k|^2 + |s|^2) / 2, where the weight of specialist k is
+    v_k + sqrt(share) * s, and folds the standardisation into the weights, which are for the features as they are.
+
+    Args:
+        layers: Where the features come from.
+        features_NF: Of all examples.
+        parts: Rows to fit per specialist.
+        strengths: Values of C, in increasing order.
+        share: 0 fits each specialist on its own; the larger, the more alike they are.
 
     Returns:
-        A probe per strength.
+        For each strength a probe per specialist.
     """
     scaler = StandardScaler()
-    standard_NF = scaler.fit_transform(features_NF)
-    scale_F, mean_F = np.asarray(scaler.scale_), np.asarray(scaler.mean_)
-    probes = []
+    raw_NF = np.concatenate([part.of(features_NF) for part in parts.values()])
+    place_NR, basis_RF = _coordinates(torch.from_numpy(scaler.fit_transform(raw_NF)))
+    n_parts, size = len(parts), place_NR.shape[1]
+    n_weights = (n_parts + 1) * size
+    ends = np.cumsum([len(part.index_N) for part in parts.values()])
+    place_of = np.split(place_NR.double().numpy(), ends[:-1])
+    sign_of = [np.where(part.followed_N, 1.0, -1.0) for part in parts.values()]
+
+    def weights_of(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        part_KR = flat[:n_weights].reshape(n_parts + 1, size)
+        return part_KR[:-1] + share**0.5 * part_KR[-1], flat[n_weights:]
+
+    def objective(flat: np.ndarray, strength: float) -> tuple[float, np.ndarray]:
+        weight_KR, bias_K = weights_of(flat)
+        loss, slope_KR, slope_K = flat[:n_weights] @ flat[:n_weights] / 2, np.empty((n_parts, size)), np.empty(n_parts)
+        for k, (place_NR, sign_N, part) in enumerate(zip(place_of, sign_of, parts.values(), strict=True)):
+            margin_N = sign_N * (place_NR @ weight_KR[k] + bias_K[k])
+            loss += strength * part.weight_N @ np.logaddexp(0, -margin_N)
+            slope_N = -strength * part.weight_N * sign_N * expit(-margin_N)
+            slope_KR[k], slope_K[k] = slope_N @ place_NR, slope_N.sum()
+        slope = flat[:n_weights] + np.concatenate([slope_KR, share**0.5 * slope_KR.sum(0, keepdims=True)]).ravel()
+        return loss, np.concatenate([slope, slope_K])
+
+    flat = np.zeros(n_weights + n_parts)
+    found = []
     for strength in strengths:
-        model: Any = LogisticRegression(C=strength, max_iter=1000).fit(standard_NF, followed_N, sample_weight=weight_N)
-        weight_F = model.coef_[0] / scale_F
-        bias = float(model.intercept_[0] - weight_F @ mean_F)
-        probes.append(Probe(layer, weight_F.astype(np.float32), bias, strength))
-    return probes
+        flat = minimize(
+            objective, flat, (strength,), "L-BFGS-B", jac=True, options={"maxiter": 500, "ftol": 1e-9, "gtol": 1e-5}
+        ).x
+        weight_KR, bias_K = weights_of(flat)
+        weight_KF = weight_KR @ basis_RF.double().numpy() / np.asarray(scaler.scale_)
+        bias_K = bias_K - weight_KF @ np.asarray(scaler.mean_)
+        probes = zip(parts, weight_KF.astype(np.float32), bias_K.tolist(), strict=True)
+        found.append({name: Probe(tuple(layers), weight_F, bias, strength) for name, weight_F, bias in probes})
+    return found
+
+
+def _coordinates(features_NF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features as coordinates [N, R] in an orthonormal basis [R, F] of what they span.
+
+    A regularised weight lies in that span, so nothing is lost, and with fewer rows than features a fit is much cheaper.
+    """
+    n_rows, n_features = features_NF.shape
+    if n_rows >= n_features:
+        return features_NF, torch.eye(n_features)
+    square_R, direction_NR = torch.linalg.eigh((features_NF @ features_NF.T).double())
+    kept = square_R > 1e-7 * square_R[-1]
+    length_R, direction_NR = square_R[kept].sqrt(), direction_NR[:, kept]
+    return direction_NR * length_R, (direction_NR / length_R).T.float() @ features_NF
 
 
 def choose(
-    features: Mapping[int, torch.Tensor], train: Mapping[str, Part], validation: Mapping[str, Part]
+    layers: Sequence[int],
+    features_NF: torch.Tensor,
+    train: Mapping[str, Part],
+    validation: Mapping[str, Part],
+    share: float,
 ) -> tuple[dict[str, Probe], list[dict[str, Any]]]:
-    """Fit a probe per specialist for every layer and strength, and keep those of the layer and strength that do best.
+    """Fit the probes for every strength, and keep those that do best.
 
-    The layer and the strength are chosen for all specialists together, by the mean of their AUROCs on validation: of a
-    few dozen rows each, one specialist's AUROC alone would choose by chance. Where no specialist has both verdicts in
-    validation, the middle ones are taken.
+    The strength is chosen for all specialists together, by the mean of their AUROCs on validation: of a few dozen rows each,
+    one specialist's AUROC alone would choose by chance. Where no specialist has both verdicts in validation, the second
+    strength is taken.
 
     Args:
-        features: {layer: [N, F]} of all examples.
+        layers: Where the features come from.
+        features_NF: Of all examples.
         train: Rows to fit per specialist.
         validation: Rows to choose by per specialist.
+        share: See `fit`.
 
     Returns:
-        The probes by specialist, and a row per layer and strength with its mean AUROC.
+        The probes by specialist, and a row per strength with its mean AUROC.
     """
+    tested = {name: part.of(features_NF) for name, part in validation.items() if len(np.unique(part.followed_N)) == 2}
     tried: list[dict[str, Any]] = []
-    best: dict[str, Probe] = {}
-    for layer, features_NF in features.items():
-        fitted = {
-            name: fit(layer, part.of(features_NF), part.followed_N, part.weight_N, STRENGTHS)
-            for name, part in train.items()
-        }
-        tested = {
-            name: part.of(features_NF) for name, part in validation.items() if len(np.unique(part.followed_N)) == 2
-        }
-        for place, strength in enumerate(STRENGTHS):
-            probes = {name: of_strength[place] for name, of_strength in fitted.items()}
-            areas = [
-                float(roc_auc_score(validation[name].followed_N, probes[name].logits(part_NF)))
-                for name, part_NF in tested.items()
-            ]
-            tried.append({"layer": layer, "strength": strength, "auroc": float(np.mean(areas)) if areas else None})
-            if not best or (areas and tried[-1]["auroc"] > max(row["auroc"] for row in tried[:-1])):
-                best = probes
-    return best, tried
+    fitted = fit(layers, features_NF, train, STRENGTHS if tested else STRENGTHS[1:2], share)
+    for probes in fitted:
+        areas = [
+            float(roc_auc_score(validation[name].followed_N, probes[name].logits(part_NF)))
+            for name, part_NF in tested.items()
+        ]
+        strength = next(iter(probes.values())).strength
+        tried.append({"layers": list(layers), "strength": strength, "auroc": float(np.mean(areas)) if areas else None})
+    best = max(range(len(tried)), key=lambda place: tried[place]["auroc"] or 0.0)
+    return fitted[best], tried
 
 
-def load(folder: Path, name: str, decoder: Any, layer: int) -> Specialist:
+def load(folder: Path, name: str, decoder: Any) -> Specialist:
     """A specialist from the weights that `Probe.save` wrote."""
     tensors = load_file(folder / WEIGHTS)
     device = next(decoder.parameters()).device
     none, as_it_is = torch.nn.ModuleList(), torch.nn.Identity()
-    weight_F = tensors["weight"].float().to(device)
-    return Specialist(name, decoder, layer, none, as_it_is, weight_F, float(tensors["bias"]), POOLS)
+    *below, top = tensors["layers"].tolist()
+    weight_F, bias = tensors["weight"].float().to(device), float(tensors["bias"])
+    return Specialist(name, decoder, top, none, as_it_is, weight_F, bias, POOLS, tuple(below))

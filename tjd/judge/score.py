@@ -29,16 +29,17 @@ class Specialist:
     first_layer: int  # of its own layers; those below are the decoder's
     layers: torch.nn.ModuleList  # its own; none where it reads the trunk itself
     norm: torch.nn.Module
-    weight_F: torch.Tensor  # float32, F = len(pools) * D
+    weight_F: torch.Tensor  # float32, F = (len(below) + 1) * len(pools) * D
     bias: float = 0.0
     pools: tuple[Pool, ...] = ("last",)
+    below: tuple[int, ...] = ()  # layers of the trunk, in order; what enters them is read as well
 
     def own(self, whole: tree.Tree, hidden_ND: torch.Tensor | None) -> torch.Tensor:
-        """P(followed) of each judgement of the tree, [J], from what enters its own layers."""
+        """What it pools of each judgement of the tree above its own layers, from what enters them."""
         if self.layers or hidden_ND is None:
             with tree.with_layers(self.decoder, self.layers, self.norm):
                 hidden_ND = tree.forward(self.decoder, whole, hidden_ND)
-        return self.read(tree.pool(whole, hidden_ND, self.pools))
+        return tree.pool(whole, hidden_ND, self.pools)
 
     def read(self, pooled_JF: torch.Tensor) -> torch.Tensor:
         """P(followed), [J], in [0, 1]."""
@@ -85,7 +86,8 @@ def score_plain(
     for batch in padded_batches(judgements, budget):
         with torch.inference_mode():
             with tree.with_layers(specialist.decoder, layers, specialist.norm):
-                pooled_BF = tree.pool_each(specialist.decoder, [judgements[index] for index in batch], specialist.pools)
+                rows = [judgements[index] for index in batch]
+                pooled_BF = tree.pool_each(specialist.decoder, rows, specialist.pools, specialist.below)
             yield from zip(batch, specialist.read(pooled_BF).tolist(), strict=True)
 
 
@@ -115,21 +117,33 @@ def _score_batch(
     decoder: Any, specialists: Sequence[Specialist], groups: list[Group], whose: Sequence[int]
 ) -> Iterator[tuple[int, float]]:
     device = next(decoder.parameters()).device
-    present = sorted({whose[i] for g in groups for r in g.responses for members in r.constraints.values() for i in members},
-                     key=lambda k: specialists[k].first_layer)  # fmt: skip
+    present = sorted({whose[i] for g in groups for r in g.responses for same in r.constraints.values() for i in same})
     whole = tree.pack(groups).to(device)
-    hidden_ND, layer = None, 0
-    for k in present:
-        specialist = specialists[k]
-        if specialist.first_layer > layer:
-            with tree.only_layers(decoder, layer, specialist.first_layer):
-                hidden_ND = tree.forward(decoder, whole, hidden_ND)
-            layer = specialist.first_layer
-        mine, mine_ND = whole, hidden_ND
-        if len(present) > 1:
+    mine: dict[int, tree.Tree] = dict.fromkeys(present, whole)
+    tokens: dict[int, torch.Tensor] = {}
+    if len(present) > 1:
+        for k in present:
             kept, token_N = tree.select(groups, {i for i, of in enumerate(whose) if of == k})
-            mine = tree.pack(kept).to(device)
-            mine_ND = None if hidden_ND is None else hidden_ND[token_N.to(device)]
-        for members, probability in zip(mine.members, specialist.own(mine, mine_ND).tolist(), strict=True):
-            for place in members:
+            mine[k], tokens[k] = tree.pack(kept).to(device), token_N.to(device)
+    pooled: dict[int, list[torch.Tensor]] = {k: [] for k in present}
+    hidden_ND, layer = None, 0
+    for stop in sorted({stop for k in present for stop in (*specialists[k].below, specialists[k].first_layer)}):
+        if stop > layer:
+            with tree.only_layers(decoder, layer, stop):
+                hidden_ND = tree.forward(decoder, whole, hidden_ND)
+            layer = stop
+        for k in present:
+            specialist = specialists[k]
+            if stop not in (*specialist.below, specialist.first_layer):
+                continue
+            mine_ND = hidden_ND[tokens[k]] if hidden_ND is not None and k in tokens else hidden_ND
+            if stop < specialist.first_layer:
+                assert mine_ND is not None  # layers below are at least the second
+                pooled[k].append(tree.pool(mine[k], mine_ND, specialist.pools))
+            else:
+                pooled[k].append(specialist.own(mine[k], mine_ND))
+    for k in present:
+        probability_J = specialists[k].read(torch.cat(pooled[k], dim=1))
+        for same, probability in zip(mine[k].members, probability_J.tolist(), strict=True):
+            for place in same:
                 yield place, probability

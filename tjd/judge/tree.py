@@ -270,15 +270,22 @@ def _try(decoder: Any) -> bool:
     return bool(torch.allclose(together_JD, alone_JD, rtol=0.05, atol=0.05 * float(alone_JD.abs().max())))
 
 
-def pool_each(decoder: Any, judgements: Sequence[Encoded], pools: Sequence[Pool] = ("last",)) -> torch.Tensor:
-    """The same without a tree, [B, len(pools) * D]: what trees are checked against.
+def pool_each(
+    decoder: Any, judgements: Sequence[Encoded], pools: Sequence[Pool] = ("last",), below: Sequence[int] = ()
+) -> torch.Tensor:
+    """The same without a tree, of what enters the layers `below` and of what leaves the last: what trees are checked against.
 
     Judgements are padded on the right, after everything that is read, so causal attention needs no mask.
     """
     device = next(decoder.parameters()).device
     ids = [torch.tensor(judgement.ids) for judgement in judgements]
     ids_BT = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device)
-    hidden_BTD = decoder(input_ids=ids_BT, use_cache=False).last_hidden_state.float()
+    out = decoder(input_ids=ids_BT, use_cache=False, output_hidden_states=bool(below))
+    states = [*(out.hidden_states[layer] for layer in below), out.last_hidden_state]
+    return torch.cat([_pool_rows(hidden_BTD.float(), judgements, pools) for hidden_BTD in states], dim=1)
+
+
+def _pool_rows(hidden_BTD: torch.Tensor, judgements: Sequence[Encoded], pools: Sequence[Pool]) -> torch.Tensor:
     rows = []
     for hidden_TD, judgement in zip(hidden_BTD, judgements, strict=True):
         start = {"instruction": 0, "response": len(judgement.instruction)}

@@ -49,8 +49,8 @@ HISTORY = pa.schema(
         "learning_rate": pa.float64(),
         "n_tokens": pa.int64(),  # of the batch, without padding
         "validation_loss": pa.float64(),  # at the end of an epoch, else null
-        "layer": pa.int64(),  # of a probe that was tried
-        "strength": pa.float64(),  # its inverse regularisation (C)
+        "layers": pa.list_(pa.int64()),  # that the probes read which were tried
+        "strength": pa.float64(),  # their inverse regularisation (C)
         "auroc": pa.float64(),  # mean over the specialists, on validation
     }
 )
@@ -131,6 +131,7 @@ def train_judge(
         record = {
             "fingerprint": current[specialist.name],
             "first_layer": specialist.first_layer,
+            "below": getattr(specialist, "below", ()),
             "history": history,
             "validation": _validation(specialist, examples),
         }
@@ -152,6 +153,7 @@ def train_judge(
         "full": config.full,
         "fingerprints": current,
         "first_layers": {name: record["first_layer"] for name, record in records.items()},
+        "layers_read": {name: [*record["below"], record["first_layer"]] for name, record in records.items()},
         "specialists": list(plan),
         "categories": seats,
         "prompt": {"name": prompt.name, "sha256": prompt.digest, "text": prompt.text},
@@ -278,10 +280,8 @@ def _how(manifest: Mapping[str, Any]) -> str:
     if manifest["head"] == "encoder":
         return "all weights of an encoder with one logit"
     if manifest["head"] == "probe":
-        layers = sorted(set(manifest["first_layers"].values()))
-        return (
-            f"logistic regression on hidden states that enter layer {', '.join(map(str, layers))} of the frozen model"
-        )
+        layers = ", ".join(map(str, next(iter(manifest["layers_read"].values()))))
+        return f"logistic regression on hidden states that enter layers {layers} of the frozen model"
     return "full fine-tuning" if manifest["full"] else "LoRA"
 
 
@@ -354,12 +354,12 @@ def _train_probes(
     base: Any = backbone.load_model(config.base, dtype=config.dtype)
     decoder = base.get_decoder()
     examples = [example for part in parts.values() for example in (*part.train, *part.validation)]
-    layers = [config.layer] if config.layer else probe.candidate_layers(len(decoder.layers))
+    layers = tuple(sorted({*config.layer})) or probe.default_layers(len(decoder.layers))
 
     def read(done: int) -> None:
         on_step("reading states", {"step": done, "n_steps": len(examples)})
 
-    features = probe.read(decoder, [example.encoded for example in examples], layers, read)
+    features_NF = probe.read(decoder, [example.encoded for example in examples], layers, read)
     place = 0
     chosen: list[dict[str, probe.Part]] = [{}, {}]
     for name, part in parts.items():
@@ -371,11 +371,11 @@ def _train_probes(
                 np.array([weights[example.category, example.followed] for example in rows], dtype=float),
             )
             place += len(rows)
-    probes, tried = probe.choose(features, *chosen)
+    probes, tried = probe.choose(layers, features_NF, *chosen, share=config.share)
     for name, found in probes.items():
         with _new_folder(out / name) as folder:
             found.save(folder)
-        yield probe.load(out / name, name, decoder, found.layer), [{"specialist": name, **row} for row in tried]
+        yield probe.load(out / name, name, decoder), [{"specialist": name, **row} for row in tried]
 
 
 def _seed(config: TrainJudgeConfig, specialist: str) -> None:
