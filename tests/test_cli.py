@@ -239,7 +239,9 @@ def test_a_path_in_place_of_a_model(tmp_path):
 
 def test_the_embedded_model_may_be_named_in_either_way():
     for name in ("embedded", "hf:embedded"):
-        assert LabelConfig(teacher=name).teacher == EvaluateConfig(model=("m",), judge=name).judge == "hf:embedded"
+        assert (
+            LabelConfig(teacher=(name,)).teacher[0] == EvaluateConfig(model=("m",), judge=name).judge == "hf:embedded"
+        )
         assert (
             SampleConfig(model=(name, "m")).model
             == EvalJudgeConfig(teacher=(name, "m")).teacher
