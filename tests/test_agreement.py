@@ -39,7 +39,6 @@ def test_rows_with_fewer_than_two_ratings_add_nothing() -> None:
     assert fleiss_kappa([*WORKED, [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]]) == fleiss_kappa(WORKED)
 
 
-@pytest.mark.filterwarnings("ignore:A single label was found:UserWarning")
 @given(st.lists(st.tuples(st.sampled_from([0, 1, -1]), st.sampled_from([0, 1, -1])), min_size=1, max_size=40))
 def test_cohen_kappa_is_that_of_scikit_learn(pairs) -> None:
     first, second = np.array(pairs).T

@@ -146,10 +146,10 @@ def _prompt_ids(tokenizer: Any, request: Request) -> list[int]:
 
 
 def _spoken(tokenizer: Any, got: "Continuation") -> tuple[Spoken, ...]:
-    """The tokens that may begin a verdict; each is what it adds to the text before it."""
+    """The tokens that may begin a verdict; each is what it adds to the text before it, half a character nothing."""
     before, tokens = b"", []
     for end, top in enumerate(got.top, 1):
-        after = tokenizer.decode(got.ids[:end], skip_special_tokens=True).encode()
+        after = tokenizer.decode(got.ids[:end], skip_special_tokens=True).rstrip("\ufffd").encode()
         tokens.append((after[len(before) :], {tokenizer.decode([token]): logprob for token, logprob in top.items()}))
         before = after
     return spoken(tokens)
