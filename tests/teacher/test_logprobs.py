@@ -1,13 +1,16 @@
 """Soft labels: the probability of Yes at the token that says the verdict."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from tests.server import Reply, serve
+from tests.test_cli import DEMO, fails, tjd
 from tjd import backbone
 from tjd.config import BackendConfig
 from tjd.teacher import Completion, Request, Spoken, local, open_teacher, user
@@ -103,6 +106,38 @@ def test_a_server_is_asked_and_its_answer_kept(cache: Path, monkeypatch):
         assert "response_format" not in server.calls[2]
         assert asked(request, "openai/gpt-4o-mini").text
         assert "response_format" in server.calls[3]
+
+
+def test_labels_hold_the_reason_and_the_soft_label(tmp_path: Path, cache: Path, monkeypatch):
+    pieces = ['{"reason": "', "It sings", '.", "verdict": "', "Yes", '"}']
+    sent = [{"token": t, "bytes": list(t.encode()), "logprob": 0.0, "top_logprobs": SENT[0]["top_logprobs"] if t == "Yes" else []}
+            for t in pieces]  # fmt: skip
+    with serve(lambda body, before: Reply("".join(pieces), logprobs=sent)) as server:
+        monkeypatch.setenv("OPENAI_API_BASE", server.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-none-0123456789")
+        out = tmp_path / "labels.parquet"
+        asked = (
+            "label",
+            DEMO / "pool.parquet",
+            "-t",
+            "openai/x",
+            "--limit",
+            3,
+            "--format",
+            "json",
+            "--rationale",
+            "-o",
+            out,
+        )
+        assert tjd(*asked, "--logprobs").exit_code == 0
+        for row in pq.read_table(out).to_pylist():
+            assert (row["followed"], row["rationale"]) == (True, "It sings.")
+            assert row["soft"] == pytest.approx(0.75)
+        properties = server.calls[0]["response_format"]["json_schema"]["schema"]["properties"]
+        assert list(properties) == ["reason", "verdict"]
+        assert "label.pointwise.rationale.v1" in json.loads(pq.read_schema(out).metadata[b"tjd"])["prompts"]
+        assert fails(2, *asked[:6], "--rationale", "-o", out).startswith("--rationale needs --format json")
+        assert fails(2, *asked[:6], "--format", "xml", "-o", out) == "--format must be text or json, not 'xml'"
 
 
 def test_a_local_model_tells_of_its_alternatives(tiny_model_dir: Path, cache: Path):

@@ -5,6 +5,7 @@ with the reason. The raters of labels are the teachers of a panel, each with the
 teacher they are its votes. Kappa depends on prevalence, so that stands beside it.
 """
 
+import hashlib
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,12 +39,12 @@ class Ratings:
         self.by_rater: dict[str, array[int]] = {}
         self.named: set[str] = set()  # raters that are somebody, and not the votes of one teacher
         self.categories: dict[str | None, int] = {}
-        self._queries: dict[str, int] = {}
 
     def add(self, query_id: str, category: str | None, ratings: Mapping[str, int | None], *, named: bool) -> None:
         """Add a row."""
         n = len(self.query_N)
-        self.query_N.append(self._queries.setdefault(query_id, len(self._queries)))
+        digest = hashlib.blake2b(query_id.encode(), digest_size=8).digest()  # in place of a dictionary of all queries
+        self.query_N.append(int.from_bytes(digest, "big", signed=True))
         self.category_N.append(self.categories.setdefault(category, len(self.categories)))
         if named:
             self.named |= ratings.keys()
