@@ -110,8 +110,7 @@ def test_a_server_is_asked_and_its_answer_kept(cache: Path, monkeypatch):
 
 def test_labels_hold_the_reason_and_the_soft_label(tmp_path: Path, cache: Path, monkeypatch):
     pieces = ['{"reason": "', "It sings", '.", "verdict": "', "Yes", '"}']
-    sent = [{"token": t, "bytes": list(t.encode()), "logprob": 0.0, "top_logprobs": SENT[0]["top_logprobs"] if t == "Yes" else []}
-            for t in pieces]  # fmt: skip
+    sent = [{**SENT[0], "token": piece, "bytes": list(piece.encode())} for piece in pieces]
     with serve(lambda body, before: Reply("".join(pieces), logprobs=sent)) as server:
         monkeypatch.setenv("OPENAI_API_BASE", server.url)
         monkeypatch.setenv("OPENAI_API_KEY", "sk-none-0123456789")
@@ -137,7 +136,6 @@ def test_labels_hold_the_reason_and_the_soft_label(tmp_path: Path, cache: Path, 
         assert list(properties) == ["reason", "verdict"]
         assert "label.pointwise.rationale.v1" in json.loads(pq.read_schema(out).metadata[b"tjd"])["prompts"]
         assert fails(2, *asked[:6], "--rationale", "-o", out).startswith("--rationale needs --format json")
-        assert fails(2, *asked[:6], "--format", "xml", "-o", out) == "--format must be text or json, not 'xml'"
 
 
 def test_a_local_model_tells_of_its_alternatives(tiny_model_dir: Path, cache: Path):
