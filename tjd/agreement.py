@@ -11,8 +11,6 @@ import numpy as np
 
 from tjd.metrics import N_RESAMPLES, Estimate, estimate, share
 
-BLOCK = 4_000_000  # draws held at once: resamples times queries
-
 
 def resampled_sums(parts_N_S: np.ndarray, query_N: np.ndarray, *, seed: int = 0) -> np.ndarray:
     """Sums over rows under each resample of queries.
@@ -29,12 +27,9 @@ def resampled_sums(parts_N_S: np.ndarray, query_N: np.ndarray, *, seed: int = 0)
     n_queries = int(index_N.max()) + 1
     sums_Q_S = np.stack([np.bincount(index_N, weights=part_N, minlength=n_queries) for part_N in parts_N_S.T], axis=1)
     rng = np.random.default_rng(seed)
-    shares_Q = np.full(n_queries, 1 / n_queries)
-    size = max(1, BLOCK // n_queries)
-    blocks = [sums_Q_S.sum(axis=0, keepdims=True)]
-    for start in range(0, N_RESAMPLES, size):
-        blocks.append(rng.multinomial(n_queries, shares_Q, size=min(size, N_RESAMPLES - start)) @ sums_Q_S)
-    return np.concatenate(blocks)
+    draws = (rng.integers(n_queries, size=n_queries) for _ in range(N_RESAMPLES))
+    resamples = [np.bincount(drawn, minlength=n_queries) @ sums_Q_S for drawn in draws]
+    return np.stack([sums_Q_S.sum(axis=0), *resamples])
 
 
 def fleiss_parts(counts_N_K: np.ndarray) -> np.ndarray:

@@ -197,12 +197,13 @@ def _one(votes: Sequence[int | None]) -> int | None:
 
 
 def _rating(value: object, number: int, column: str, likert: bool) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) and not likert:  # votes of ours, by the million
+        return int(value)
     try:
         if not likert:
-            verdict = verdict_in(value)
-            return None if verdict is None else int(verdict)
-        if value is None:
-            return None
+            return int(bool(verdict_in(value)))
         if (rating := float(str(value))) not in LIKERT:
             raise ValueError(value)
         return int(rating)
