@@ -139,6 +139,8 @@ def test_what_cannot_be_measured(tmp_path):
     line = fails(3, "agreement", table, "--likert", *raters(*PEOPLE))
     assert line == "row 1 has 0 in the column 'bob'; it must be a whole number from 1 to 5, or null"
     assert "lacks the column 'votes'" in fails(3, "agreement", table)
+    nameless = rated(tmp_path / "n.parquet", (1, 0, 1), query_id=None)
+    assert "row 1 of" in fails(3, "agreement", nameless, *raters(*PEOPLE))
     assert "lacks the column 'dan'" in fails(3, "agreement", table, "--rater", "dan")
     assert "lacks the column 'id'" in fails(3, "agreement", table, "--query-id", "id", "--rater", "ann")
     assert "lacks the column 'kind' of --category" in fails(

@@ -16,7 +16,7 @@ from tjd.config import BackendConfig
 from tjd.teacher import Completion, Request, Spoken, local, open_teacher, user
 from tjd.teacher.generate import Continuation, Wanted, generate
 from tjd.teacher.logprobs import p_yes, spoken
-from tjd.teacher.verdicts import Asked, read
+from tjd.teacher.verdicts import Asked, Ballot, read
 
 
 def tokens_of(*tokens, **tops):
@@ -106,6 +106,16 @@ def test_a_server_is_asked_and_its_answer_kept(cache: Path, monkeypatch):
         assert "response_format" not in server.calls[2]
         assert asked(request, "openai/gpt-4o-mini").text
         assert "response_format" in server.calls[3]
+
+
+def test_a_server_that_tells_of_no_alternative_gives_no_soft_label(monkeypatch):
+    alone = [{**SENT[0], "top_logprobs": []}]
+    with serve(lambda body, before: Reply("Yes", logprobs=alone)) as server:
+        monkeypatch.setenv("OPENAI_API_BASE", server.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-none-0123456789")
+        teacher = open_teacher("openai/x", BackendConfig(retries=0), None)
+        [completion] = teacher.ask([Request(user("q"), logprobs=True)])
+    assert read(completion, Asked(None)) == ([Ballot(True, None, None)], None)
 
 
 def test_labels_hold_the_reason_and_the_soft_label(tmp_path: Path, cache: Path, monkeypatch):

@@ -55,7 +55,8 @@ def agreement_command(
     from tjd.stages import agreement as stage
 
     to = answers_to(out, queue)
-    source = tables.open_table(table, "foreign", need=[config.query_id, *(config.rater or ["votes"])])
+    needed = [config.query_id, *(config.rater or ["votes"])]
+    source = tables.open_table(table, "foreign", need=needed, not_null=[config.query_id])
     if config.category != AgreementConfig().category and config.category not in source.schema.names:
         raise DataError(f"{source.name} lacks the column '{config.category}' of --category")
     ratings = stage.Ratings()

@@ -66,7 +66,8 @@ def collected(rows: Iterable[Row], ratings: Ratings, config: AgreementConfig) ->
         if by_rater:
             query = row.get(config.query_id) or row.get("query")
             rated = {rater: _one(votes) for rater, votes in by_rater.items()}
-            ratings.add(str(query), row.get(config.category), rated, named=_named(row, config))
+            category = row.get(config.category)
+            ratings.add(str(query), None if category is None else str(category), rated, named=_named(row, config))
         yield row
 
 

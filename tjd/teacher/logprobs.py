@@ -38,10 +38,16 @@ def of_choice(choice: Any) -> tuple[Spoken, ...] | None:
     return spoken(
         (
             bytes(each.bytes) if getattr(each, "bytes", None) else each.token.encode(errors="replace"),
-            {other.token: other.logprob for other in each.top_logprobs or ()} or {each.token: each.logprob},
+            _alternatives(each),
         )
         for each in content
     )
+
+
+def _alternatives(token: Any) -> dict[str, float]:
+    """The likeliest tokens and the one that was drawn; empty where the server told of no other, since 1 is no estimate."""
+    others = {other.token: other.logprob for other in token.top_logprobs or ()}
+    return {token.token: token.logprob} | others if others else {}
 
 
 def p_yes(text: str, place: int, followed: bool, tokens: Sequence[Spoken]) -> float | None:
