@@ -80,12 +80,15 @@ def agreement_command(
 
 
 def print_agreement(found: "Sequence[Row]", to: IO[str]) -> None:
-    """A line per raters and category, a column per measure."""
-    lines: list[Line | None] = []
-    cells: dict[tuple[str, str], dict[str, str]] = {}
-    for row in sorted(found, key=lambda row: row["raters"] != "all"):
+    """A block per raters, in it a line per category, and a column per measure."""
+    blocks: dict[str, dict[str, dict[str, str]]] = {}
+    for row in found:
         share = "-" if row["prevalence"] is None else f"{row['prevalence']:.2f}"
-        line = cells.setdefault((row["raters"], row["category"]), {"n": str(row["n"]), "prevalence": share})
+        block = blocks.setdefault(row["raters"], {})
+        line = block.setdefault(row["category"], {"n": str(row["n"]), "prevalence": share})
         line[HEADINGS[row["metric"]]] = interval(row, signed=row["metric"] == "bias")
-    lines.extend(cells.items())
-    print_numbers("Agreement of the raters (95% bootstrap interval over queries)", ("raters", "category"), lines, to)
+    lines: list[Line | None] = []
+    for raters, block in blocks.items():
+        lines += [((raters, category), cells) for category, cells in block.items()] + [None]
+    title = "Agreement of the raters (95% bootstrap interval over queries)"
+    print_numbers(title, ("raters", "category"), lines[:-1], to)
