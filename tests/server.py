@@ -24,6 +24,7 @@ class Reply:
     raw: bytes | None = None  # instead of a proper body
     delay_s: float = 0.0
     finish_reason: str = "stop"
+    logprobs: list[dict[str, Any]] | None = None  # the tokens of the text, in OpenAI's form
     hang_up: bool = False  # close the connection without a word
 
 
@@ -128,6 +129,7 @@ def content(reply: Reply, body: dict[str, Any]) -> dict[str, Any]:
                 "index": 0,
                 "message": {"role": "assistant", "content": reply.text},
                 "finish_reason": reply.finish_reason,
+                **({"logprobs": {"content": reply.logprobs}} if reply.logprobs is not None else {}),
             }
         ],
         "usage": {"prompt_tokens": n_prompt, "completion_tokens": n_tokens, "total_tokens": n_prompt + n_tokens},

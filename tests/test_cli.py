@@ -62,7 +62,7 @@ def test_help_is_instant_in_what_it_imports():
 
 def test_every_command_explains_itself():
     for command in ("synthesize", "sample", "label", "train-judge", "eval-judge", "probe-hacks", "transfer",
-                    "score", "rl", "check", "show", "evaluate"):  # fmt: skip
+                    "score", "rl", "check", "show", "evaluate", "agreement"):  # fmt: skip
         result = tjd(command, "--help")
         assert result.exit_code == 0
         assert len(result.output) > 500
@@ -79,6 +79,33 @@ def test_the_demo_is_labelled_by_its_recorded_teacher(tmp_path):
     assert all(row["followed"] is not None and row["agreement"] >= 0.5 for row in rows)
     assert str(tmp_path) not in str(pq.read_schema(out).metadata)
     assert str(DEMO) not in str(pq.read_schema(out).metadata)
+
+
+def test_a_panel_is_compared_at_the_end(tmp_path):
+    other, out = tmp_path / "other.parquet", tmp_path / "labels.parquet"
+    recording = pq.read_table(DEMO / "recorded.parquet")
+    turned = [{"Yes": "No", "No": "Yes"}.get(text, text) if i % 5 == 0 else text
+              for i, text in enumerate(recording["completion"].to_pylist())]  # fmt: skip
+    pq.write_table(recording.set_column(2, "completion", pa.array(turned)), other)
+    panel = ("label", DEMO / "pool.parquet", "-t", RECORDED, "-t", f"recorded:{other}", "--limit", 200)
+    done = tjd(*panel, "--max-invalid", 1, "-o", out)
+    names = [f"recorded:{tables.file_digest(path)[:12]}" for path in (DEMO / "recorded.parquet", other)]
+    assert "Cohen's" in done.stderr
+    assert "bias" in done.stderr
+    rows = pq.read_table(out).to_pylist()
+    assert all(row["teachers"] == names and row["teacher"] == " + ".join(names) for row in rows)
+    assert {row["error"] for row in rows if row["followed"] is None} == {"votes are tied"}
+    provenance = json.loads(pq.read_schema(out).metadata[b"tjd"])
+    assert provenance["config"]["teacher"] == names
+    assert set(names) < set(provenance["inputs"])
+    found = json.loads(tjd("agreement", out, "--json").stdout)
+    [kappa] = [r["value"] for r in found if r["category"] == "all" and r["metric"] == "cohen_kappa"]
+    tied = sum(row["followed"] is None for row in rows)
+    [share] = [
+        r["value"] for r in found if (r["raters"], r["category"], r["metric"]) == ("all", "all", "percent_agreement")
+    ]
+    assert share == pytest.approx(1 - tied / 200)
+    assert 0 < kappa < share
 
 
 def test_labels_of_rules_may_come_from_ones_own_checkers(tmp_path):
@@ -239,7 +266,9 @@ def test_a_path_in_place_of_a_model(tmp_path):
 
 def test_the_embedded_model_may_be_named_in_either_way():
     for name in ("embedded", "hf:embedded"):
-        assert LabelConfig(teacher=name).teacher == EvaluateConfig(model=("m",), judge=name).judge == "hf:embedded"
+        assert (
+            LabelConfig(teacher=(name,)).teacher[0] == EvaluateConfig(model=("m",), judge=name).judge == "hf:embedded"
+        )
         assert (
             SampleConfig(model=(name, "m")).model
             == EvalJudgeConfig(teacher=(name, "m")).teacher
@@ -275,6 +304,13 @@ def test_a_config_file_gives_defaults_and_flags_win(tmp_path):
     rows = pq.read_table(out).to_pylist()
     assert len(rows) == 7
     assert len(rows[0]["votes"]) == 3
+
+
+def test_a_config_file_may_name_one_value_of_a_repeatable_flag(tmp_path):
+    config, out = tmp_path / "run.toml", tmp_path / "labels.parquet"
+    config.write_text(f'[label]\nteacher = "{RECORDED}"\nlimit = 3\n')
+    assert tjd("--config", config, "label", DEMO / "pool.parquet", "-o", out).exit_code == 0
+    assert pq.read_metadata(out).num_rows == 3
 
 
 def test_a_config_file_wins_over_a_preset_and_flags_over_both(tmp_path):

@@ -41,9 +41,9 @@ def rendered_synthesize() -> str:
     return request.messages[0]["content"]
 
 
-def rendered_label(mode: str) -> str:
-    prompt = prompts.load(f"label.{mode}.v1", verdicts.VARIABLES[mode])
-    config = LabelConfig(mode=mode)
+def rendered_label(mode: str, **form) -> str:
+    prompt = prompts.load(verdicts.prompt_name(mode, **form), verdicts.VARIABLES[mode])
+    config = LabelConfig(mode=mode, **form)
     question = label.questions(ROW, mode)[0]
     return label.requests_of(ROW, question, prompt, config)[0].messages[0]["content"]
 
@@ -75,6 +75,10 @@ RENDERINGS = {
     "synthesize.v1": rendered_synthesize,
     "label.pointwise.v1": lambda: rendered_label("pointwise"),
     "label.batch.v1": lambda: rendered_label("batch"),
+    "label.pointwise.json.v1": lambda: rendered_label("pointwise", format="json"),
+    "label.pointwise.rationale.v1": lambda: rendered_label("pointwise", format="json", rationale=True),
+    "label.batch.json.v1": lambda: rendered_label("batch", format="json"),
+    "label.batch.rationale.v1": lambda: rendered_label("batch", format="json", rationale=True),
     "judge.v1": rendered_judge,
     "again.v1": rendered_again,
     "followbench.v1": rendered_followbench,

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tjd.commands import bench, benchmarks, compare, data, judges, policy, rules, trust
+from tjd.commands import agreement, bench, benchmarks, compare, data, judges, policy, rules, trust
 from tjd.commands.terminal import require_known, say
 from tjd.errors import ConfigError, TjdError
 
@@ -48,7 +48,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
 )
-for group in (data, judges, compare, trust, policy, rules, benchmarks, bench):
+for group in (data, agreement, judges, compare, trust, policy, rules, benchmarks, bench):
     app.add_typer(group.app)
 
 
@@ -94,10 +94,14 @@ def _defaults(table: dict[str, Any], command: Any, where: str, name: str = "") -
     within = f"under [{name}] {where}" if name else where
     commands = getattr(command, "commands", None)
     if commands is None:
-        flags_of = {parameter.name for parameter in command.params}
+        flags_of = {parameter.name: parameter for parameter in command.params}
         for key in table:
             require_known(key.replace("-", "_"), flags_of, f"flag {within}")
-        return {key.replace("-", "_"): value for key, value in table.items()}
+        named = {key.replace("-", "_"): value for key, value in table.items()}
+        repeatable = {name for name in named if getattr(flags_of[name], "multiple", False)}
+        return {
+            name: [value] if name in repeatable and isinstance(value, str) else value for name, value in named.items()
+        }
     for key, value in table.items():
         require_known(key, commands, f"command {within}")
         if not isinstance(value, dict):

@@ -16,6 +16,7 @@ Balance = Literal["weights", "rows"]
 Head = Literal["verdict", "probe", "encoder"]
 Engine = Literal["transformers", "vllm"]
 Mode = Literal["pointwise", "batch"]
+Format = Literal["text", "json"]
 SoftReward = Literal["verdict", "score"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 TransferMetric = Literal["auroc", "balanced_accuracy"]
@@ -130,9 +131,20 @@ class SampleConfig:
 class LabelConfig:
     """Settings of `tjd label` (paper, 4.1 and 3.3: one constraint at a time)."""
 
-    teacher: str = flag(TEACHER, TEACHER_HELP, "-t")
+    teacher: tuple[str, ...] = flag(
+        (TEACHER,), TEACHER_HELP + " Repeatable: a panel, whose majority counts, each teacher with all its votes.", "-t"
+    )
     mode: Mode = flag("pointwise", "One constraint per call, or all of a response at once (the paper's baseline).")
-    votes: int = flag(1, "Verdicts per constraint; the majority counts.")
+    format: Format = flag(
+        "text", "Form of the answer: words, or a JSON object, with its schema sent along where the model takes one."
+    )
+    rationale: bool = flag(False, "Ask for a short reason before each verdict; needs `--format json`.")
+    logprobs: bool = flag(False, "Fill `soft`, P(Yes) by the log probabilities, where the model returns them.")
+    votes: int = flag(1, "Verdicts per constraint and teacher; the majority counts.")
+    ground_truth: bool = flag(
+        False,
+        "Average an odd number of votes (the paper: `--votes 5`); null where unreadable ones could turn the average.",
+    )
     temperature: float = flag(1.0, "Sampling temperature; at 0, votes repeat each other.")
     max_tokens: int = flag(1024, "Longest completion, in tokens.")
     max_invalid: float = flag(0.05, "Exit 5 above this share of null verdicts; the table is written.")
@@ -143,9 +155,44 @@ class LabelConfig:
         _name_embedded(self, "teacher", "hf:embedded")
         if self.mode not in ("pointwise", "batch"):
             raise ConfigError(f"--mode must be pointwise or batch, not '{self.mode}'")
+        if self.format not in get_args(Format):
+            raise ConfigError(f"--format must be text or json, not '{self.format}'")
+        if self.rationale and self.format != "json":
+            raise ConfigError("--rationale needs --format json, where a reason cannot be taken for a verdict")
+        if not self.teacher:
+            raise ConfigError("tjd label needs at least one --teacher, for example --teacher hf:embedded")
+        if self.ground_truth:
+            self._check_ground_truth()
         _at_least(self, 1, "votes", "max_tokens")
         _at_least(self, 0, "temperature")
         _share(self, "max_invalid")
+
+    @property
+    def n_votes(self) -> int:
+        """Votes per constraint, of all teachers."""
+        return self.votes * len(self.teacher)
+
+    def _check_ground_truth(self) -> None:
+        if self.n_votes < 3 or self.n_votes % 2 == 0:
+            raise ConfigError(
+                f"--ground-truth needs an odd number of votes, at least 3, so that none is tied; --votes {self.votes} of "
+                f"{len(self.teacher)} teacher(s) make {self.n_votes}; the paper has --votes 5"
+            )
+        if self.votes > 1 and self.temperature == 0:
+            raise ConfigError("--ground-truth with --temperature 0 would count one vote several times; leave it at 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgreementConfig:
+    """Settings of `tjd agreement` (paper, appendix B)."""
+
+    rater: tuple[str, ...] = flag(
+        (), "Column of a rater's verdicts (1 or 0, true or false, yes or no); repeatable. Default: the column `votes`."
+    )
+    likert: bool = flag(False, "Values are ratings from 1 to 5; 4 or more is a pass.")
+    query_id: str = flag("query_id", "Column that groups rows for the intervals.")
+    category: str = flag("category", "Column of the category, where there is one.")
+    seed: int = flag(0, "Of the bootstrap.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

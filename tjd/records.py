@@ -17,6 +17,8 @@ from tjd.errors import DataError
 from tjd.extras import need
 from tjd.tables import Row
 
+TRUE, FALSE = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
+VERDICTS = "1 or 0, true or false, yes or no, or null"  # for messages
 BOM = b"\xef\xbb\xbf"  # some editors put it first
 
 
@@ -104,3 +106,17 @@ def _object(record: object, place: str) -> Row:
     if not isinstance(record, dict):
         raise DataError(f"{place} is not an object but {json.dumps(record)[:60]}; write {{...}}")
     return record
+
+
+def verdict_in(value: object) -> bool | None:
+    """Read a foreign verdict, one of `VERDICTS`.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if value is None:
+        return None
+    text = str(value).strip().lower()
+    if text not in TRUE | FALSE:
+        raise ValueError(value)
+    return text in TRUE

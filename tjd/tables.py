@@ -85,10 +85,15 @@ LABELS = pa.schema(
         pa.field("checker", pa.string()),  # null for a soft constraint
         pa.field("kwargs", pa.string()),  # JSON object, null for a soft constraint
         pa.field("followed", pa.bool_()),  # majority of the readable votes; null if none, or if they are tied
-        pa.field("votes", pa.list_(pa.bool_())),  # one per asked vote, null where unreadable; empty for a rule
+        pa.field(
+            "votes", pa.list_(pa.bool_())
+        ),  # one per asked vote (of a panel: the first of each teacher, then the second), null where unreadable
         pa.field("agreement", pa.float64()),  # share of the readable votes that agree with the majority, in [0.5, 1]
         pa.field("mode", pa.string()),  # "pointwise", "batch", or "rule" (decided by code)
-        pa.field("teacher", pa.string()),  # who gave the verdict; null for a rule
+        pa.field("teacher", pa.string()),  # who gave the verdict ("a + b" for a panel); null for a rule
+        pa.field("teachers", pa.list_(pa.string())),  # who gave each of `votes`
+        pa.field("rationale", pa.string()),  # reason of the first vote for `followed`; null if none was asked, or read
+        pa.field("soft", pa.float64()),  # P(Yes) in [0, 1], mean over votes; null without log probabilities
     ]
 )
 SCORES = pa.schema(
@@ -123,6 +128,19 @@ METRICS = pa.schema(
         "n_invalid": pa.int64(),  # rows left out because one of the two is null
         "prevalence": pa.float64(),  # share of `followed` among the n rows
         "threshold": pa.float64(),
+    }
+)
+AGREEMENT = pa.schema(
+    {
+        "raters": pa.string(),  # "all", one rater, or "a ~ b"
+        "category": pa.string(),  # "all" pools the categories
+        "metric": pa.string(),
+        "value": pa.float64(),  # null where undefined (all ratings are of one class, say)
+        "low": pa.float64(),  # 95% bootstrap interval over queries
+        "high": pa.float64(),
+        "n": pa.int64(),  # rows with the ratings that it takes
+        "n_invalid": pa.int64(),  # rated rows left out because one is missing
+        "prevalence": pa.float64(),  # share of passes among the ratings of the n rows
     }
 )
 ROLLOUTS = pa.schema(
@@ -198,6 +216,7 @@ KEYS = {
     "scores": (SCORES, ("response_id", "constraint_id")),
     "checks": (CHECKS, ("response_id", "constraint_id")),
     "metrics": (METRICS, ("judge", "category", "metric")),
+    "agreement": (AGREEMENT, ("raters", "category", "metric")),
     "benchmark_instructions": (BENCHMARK_INSTRUCTIONS, ("instruction_id",)),
     "evaluations": (EVALUATIONS, ("model", "instruction_id")),
     "benchmark_scores": (BENCHMARK_SCORES, ("model", "benchmark", "metric", "group")),

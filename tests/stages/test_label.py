@@ -8,11 +8,12 @@ import pytest
 
 from tjd import prompts, tables
 from tjd.config import LabelConfig
+from tjd.errors import ConfigError
 from tjd.prompts import Prompt
-from tjd.stages.label import label, majority
+from tjd.stages.label import certain_majority, label, majority
 from tjd.tables import Row
-from tjd.teacher import Again, Completion, Request, follow_up, merged
-from tjd.teacher.verdicts import VARIABLES
+from tjd.teacher import Again, Completion, Request, Spoken, follow_up, merged, panel
+from tjd.teacher.verdicts import VARIABLES, prompt_name
 
 AGAIN = Prompt("again", "unreadable: $reason")
 
@@ -62,7 +63,7 @@ def answering(answer: Callable[[Request], str | Completion]) -> Any:
 
 def labelled(rows: Iterable[Row], ask: Any, **settings: Any) -> list[Row]:
     config = LabelConfig(**settings)
-    prompt = prompts.load(f"label.{config.mode}.v1", VARIABLES[config.mode])
+    prompt = prompts.load(prompt_name(config.mode, config.format, config.rationale), VARIABLES[config.mode])
     return list(label(rows, prompt, AGAIN, ask, config, check))
 
 
@@ -204,6 +205,137 @@ def test_batch_is_asked_again_with_the_number_of_lines() -> None:
     assert ask.asked[1].messages[2]["content"] == "unreadable: not 2 numbered lines of Yes or No"
 
 
+def test_a_json_verdict_is_asked_with_its_schema() -> None:
+    ask = answering(lambda request: '{"verdict": "No"}')
+    (row,) = labelled([response("a", soft("warm"))], ask, format="json")
+    assert (row["followed"], row["rationale"], row["error"]) == (False, None, None)
+    assert ask.asked[0].schema == {
+        "type": "object",
+        "properties": {"verdict": {"type": "string", "enum": ["Yes", "No"]}},
+        "required": ["verdict"],
+        "additionalProperties": False,
+    }
+    assert ask.asked[0].messages[0]["content"].endswith('{"verdict": "..."}')
+
+
+def test_a_json_verdict_that_cannot_be_read_is_asked_again_once_and_then_null() -> None:
+    ask = answering(lambda request: "Yes")
+    (row,) = labelled([response("a", soft("warm"))], ask, format="json")
+    assert (row["followed"], row["error"]) == (None, "no JSON object with a verdict of Yes or No")
+    assert ask.asked[1].messages[2]["content"] == "unreadable: no JSON object with a verdict of Yes or No"
+    assert ask.asked[1].schema == ask.asked[0].schema
+    assert len(ask.asked) == 2
+
+
+def test_a_batch_of_json_verdicts_with_their_reasons() -> None:
+    said = (
+        '{"verdicts": [{"number": 1, "reason": "It glows.", "verdict": "Yes"}, '
+        '{"number": 2, "reason": "It says \\"No\\".", "verdict": "No"}]}'
+    )
+    ask = answering(lambda request: said)
+    constraints = [soft("warm"), rule("short"), soft("cold")]
+    rows = labelled([response("a", *constraints)], ask, mode="batch", format="json", rationale=True)
+    assert [(row["followed"], row["rationale"]) for row in rows] == [
+        (True, "It glows."),
+        (True, None),
+        (False, 'It says "No".'),
+    ]
+    item = ask.asked[0].schema["properties"]["verdicts"]["items"]
+    assert list(item["properties"]) == ["number", "reason", "verdict"]  # the reason can still change the verdict
+
+
+def test_the_rationale_is_that_of_a_vote_for_the_verdict() -> None:
+    says = ["Yes", "No", "No"]
+    ask = answering(lambda r: f'{{"reason": "because {r.seed}", "verdict": "{says[r.seed]}"}}')
+    shown = {"format": "json", "rationale": True}
+    (row,) = labelled([response("a", soft("warm"))], ask, votes=3, **shown)
+    assert (row["followed"], row["rationale"]) == (False, "because 1")
+    (tied,) = labelled([response("a", soft("warm"))], ask, votes=2, **shown)
+    assert (tied["followed"], tied["rationale"]) == (None, "because 0")
+    silent = answering(lambda request: '{"verdict": "Yes"}')
+    (row,) = labelled([response("a", soft("warm"))], silent, **shown)
+    assert (row["followed"], row["rationale"]) == (True, None)
+
+
+def test_the_soft_label_is_the_mean_over_votes_that_have_one() -> None:
+    def answer(request: Request) -> Completion:
+        assert request.logprobs
+        tops = [{"Yes": 0.0}, {"Yes": -0.6931471805599453, "No": -0.6931471805599453}, None][request.seed]
+        return Completion("Yes", "teacher", "stop", logprobs=(Spoken(0, "Yes", tops),) if tops else None)
+
+    (row,) = labelled([response("a", soft("warm"))], answering(answer), votes=3, logprobs=True)
+    assert (row["followed"], row["soft"]) == (True, pytest.approx(0.75))
+    (row,) = labelled([response("a", soft("warm"))], answering(lambda request: "Yes"))
+    assert row["soft"] is None
+
+
+class Member:
+    """A teacher of a panel."""
+
+    def __init__(self, name: str, answer: Callable[[Request], str]) -> None:
+        self.name = name
+        self.ask = answering(lambda request: Completion(answer(request), name, "stop", cost_usd=0.25))
+
+
+def test_a_panel_votes_together() -> None:
+    members = [
+        Member("strict", lambda request: "No"),
+        Member("kind", lambda request: "Yes"),
+        Member("moody", lambda request: "Yes" if request.seed == 0 else "Hm"),
+    ]
+    many = [response(str(i), soft("warm"), rule("short")) for i in range(3)]
+    rows = labelled(many, panel(members), teacher=("strict", "kind", "moody"), votes=2)  # type: ignore[arg-type]
+    assert len(rows) == 6
+    for row in rows[::2]:
+        assert row["votes"] == [False, True, True, False, True, None]  # the first vote of each, then the second
+        assert row["teachers"] == ["strict", "kind", "moody"] * 2
+        assert row["teacher"] == "strict + kind + moody"
+        assert (row["followed"], row["agreement"], row["cost_usd"]) == (True, 0.6, 0.25 * 7)
+    assert rows[1]["teachers"] == []
+    assert len(members[0].ask.asked) == 6
+
+
+def test_two_teachers_of_one_name_are_no_panel() -> None:
+    with pytest.raises(ConfigError, match="two models are called a"):
+        panel([Member("a", lambda request: "Yes"), Member("a", lambda request: "No")])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("said", "followed", "error"),
+    [
+        ("Yes Yes Yes No No", True, None),
+        ("Yes Hm Yes Yes No", True, "1 of 5 votes unreadable: neither Yes nor No"),
+        ("Yes Hm Yes No No", None, "1 of 5 votes unreadable: neither Yes nor No"),
+        ("No Hm Yes No Hm", None, "2 of 5 votes unreadable: neither Yes nor No"),  # the lost two could turn it
+    ],
+)
+def test_ground_truth_is_the_average_of_an_odd_number(said: str, followed: bool | None, error: str | None) -> None:
+    ask = answering(lambda request: said.split()[request.seed])
+    (row,) = labelled([response("a", soft("warm"))], ask, votes=5, ground_truth=True)
+    assert (row["followed"], row["error"]) == (followed, error)
+    assert {request.temperature for request in ask.asked} == {1.0}
+    if error is None:  # as eval-judge counts a list of votes
+        assert row["followed"] == (sum(row["votes"]) / 5 >= 0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"votes": 4}, r"--ground-truth needs an odd number of votes, at least 3, so that none is tied; --votes 4"),
+        ({"votes": 1}, r"--votes 1 of 1 teacher\(s\) make 1; the paper has --votes 5"),
+        ({"votes": 3, "teacher": ("a", "b")}, r"--votes 3 of 2 teacher\(s\) make 6"),
+        ({"votes": 5, "temperature": 0}, "--ground-truth with --temperature 0 would count one vote several times"),
+    ],
+)
+def test_what_is_no_ground_truth(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        LabelConfig(ground_truth=True, **settings)
+
+
+def test_a_greedy_panel_can_be_ground_truth() -> None:
+    assert LabelConfig(ground_truth=True, temperature=0, teacher=("a", "b", "c")).n_votes == 3
+
+
 def test_an_unknown_cost_stays_unknown() -> None:
     ask = answering(lambda r: Completion("Yes", "teacher", cost_usd=None if r.seed else 0.25))
     (row,) = labelled([response("a", soft("warm"))], ask, votes=2)
@@ -230,3 +362,9 @@ def test_majority() -> None:
     assert majority([]) == (None, None)
     assert majority([None]) == (None, None)
     assert majority([False, None, False, True]) == (False, pytest.approx(2 / 3))
+
+
+def test_a_certain_majority_does_not_hang_on_lost_votes() -> None:
+    assert certain_majority([True, True, True, None, None]) is True
+    assert certain_majority([False, False, True, None, None]) is None
+    assert certain_majority([False, None, False]) is False

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tjd.errors import BackendError
-from tjd.teacher import Completion, Request, Usage, user
+from tjd.teacher import Completion, Request, Spoken, Usage, user
 from tjd.teacher.cache import FILE, Ledger
 
 
@@ -39,6 +39,8 @@ def test_a_completion_is_found_as_it_arrived(tmp_path: Path) -> None:
         Request(user("q"), top_p=0.9),
         Request(user("q"), max_tokens=5),
         Request(user("q"), seed=1),
+        Request(user("q"), schema={"type": "object"}),
+        Request(user("q"), logprobs=True),
     ],
 )
 def test_whatever_can_change_an_answer_is_part_of_the_key(tmp_path: Path, other: Request) -> None:
@@ -47,6 +49,35 @@ def test_whatever_can_change_an_answer_is_part_of_the_key(tmp_path: Path, other:
     assert book.find(other) is None
     assert ledger(tmp_path, identity="another model").find(Request(user("q"))) is None
     assert book.find(Request(user("q"), note="for the asker alone")) is not None
+
+
+def test_keys_of_plain_requests_never_change() -> None:
+    request = Request(user("q"), temperature=0.7, top_p=0.9, max_tokens=5, seed=3)
+    assert ledger(None).key(request).hex() == "a169f9130b5c40f31f80e3d94de29689b90d8600d8ae30d10e4644c192bdf678"
+
+
+def test_log_probabilities_are_kept(tmp_path: Path) -> None:
+    request = Request(user("q"), logprobs=True)
+    completion = Completion("Yes", "m", logprobs=(Spoken(0, "Yes", {"Yes": -0.1, " Nö": -2.5}),))
+    ledger(tmp_path).enter([(request, completion)])
+    assert ledger(tmp_path).find(request) == completion
+
+
+def test_a_file_of_an_earlier_version_is_used_on(tmp_path: Path) -> None:
+    old, new = Request(user("old")), Request(user("new"), logprobs=True)
+    with sqlite3.connect(tmp_path / FILE) as file:  # the table as it was without log probabilities
+        file.execute(
+            "CREATE TABLE completions (key BLOB PRIMARY KEY, model TEXT NOT NULL, text TEXT NOT NULL, finish_reason TEXT,"
+            " n_prompt_tokens INTEGER, n_tokens INTEGER, cost_usd REAL, arrived_at INTEGER NOT NULL DEFAULT (unixepoch()))"
+        )
+        columns = "key, model, text, finish_reason, n_prompt_tokens, n_tokens, cost_usd"
+        row = (ledger(None).key(old), "m", "kept", "stop", 1, 2, 0.5)
+        file.execute(f"INSERT INTO completions ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+    file.close()
+    book = ledger(tmp_path)
+    assert book.find(old) == Completion("kept", "m", "stop", 1, 2, 0.5)
+    book.enter([(new, Completion("a", "m", logprobs=()))])
+    assert ledger(tmp_path).find(new) == Completion("a", "m", logprobs=())
 
 
 def test_a_failed_call_is_counted_and_not_kept(tmp_path: Path) -> None:

@@ -131,3 +131,63 @@ def test_an_escaped_half_surrogate_is_replaced() -> None:
 def test_text_without_reasoning_is_left_alone() -> None:
     assert reading.without_thinking("  a\n") == "  a\n"
     assert reading.without_thinking("<think>x</think>\n a ") == "a"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"verdict": "Yes"}',
+        ' {"verdict":"YES"}\n',
+        '```json\n{"verdict": "yes"}\n```',
+        '<think>{"verdict": "No"}</think>{"verdict": "Yes"}',
+        '{"verdict": "Yes", "confidence": 0.9}',
+    ],
+)
+def test_json_verdicts_that_can_be_read(text: str) -> None:
+    assert reading.json_verdicts(text, None) == ([True], [None], None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Yes",
+        '"Yes"',
+        '["Yes"]',
+        '{"verdict": true}',
+        '{"verdict": "Yes."}',
+        '{"verdict": null}',
+        '{"Verdict": "Yes"}',
+        '{"verdict": "Yes"} {"verdict": "No"}',
+        '{"verdict": "Yes", "verdict": "No"}',
+        'Sure: {"verdict": "Yes"}',
+        '{"verdict": "Yes"',
+        "[" * 100_000,
+    ],
+)
+def test_json_verdicts_that_cannot_be_read(text: str) -> None:
+    told = "no JSON object with a verdict of Yes or No"
+    assert reading.json_verdicts(text, None) == ([None], [None], told)
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        '{"number": 1, "verdict": "Yes"}',
+        '{"number": 1, "verdict": "Yes"}, {"number": 1, "verdict": "No"}',
+        '{"number": 2, "verdict": "Yes"}, {"number": 1, "verdict": "No"}',
+        '{"verdict": "Yes"}, {"verdict": "No"}',
+        '{"number": 1, "verdict": "Yes"}, {"number": 2, "verdict": "perhaps"}',
+        '"Yes", "No"',
+    ],
+)
+def test_all_json_verdicts_are_null_if_one_is_unreadable(items: str) -> None:
+    told = "no JSON object with 2 numbered verdicts"
+    assert reading.json_verdicts(f'{{"verdicts": [{items}]}}', 2) == ([None, None], [None, None], told)
+
+
+def test_reasons_beside_json_verdicts() -> None:
+    items = '{"number": 1, "reason": " so\\ud83d ", "verdict": "No"}, {"number": 2, "reason": 5, "verdict": "Yes"}'
+    text = f'{{"verdicts": [{items}]}}'
+    assert reading.json_verdicts(text, 2) == ([False, True], ["so?", None], None)
+    assert reading.json_verdicts('{"reason": "it is', None, "length") == ([None], [None], "cut at max_tokens")
+    assert reading.json_verdicts("", None) == ([None], [None], "the model said nothing")

@@ -139,7 +139,8 @@ def write(
     settings = dict(config) if isinstance(config, Mapping) else as_dict(config)
     settings |= {"where": list(chosen[0]), "limit": chosen[1]}
     if "teacher" in settings and models:
-        settings["teacher"] = models[0].name
+        names = [model.name for model in models]
+        settings["teacher"] = names if isinstance(settings["teacher"], list) else names[0]
     if "model" in settings and models:
         settings["model"] = [model.name for model in models]
     read = {name: table.digest for name, table in inputs.items()} | dict(digests or {})

@@ -1,6 +1,7 @@
 """Commands that make data: synthesize, sample, label, import; and show, which looks at any table."""
 
 import json
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
+from tjd.commands.agreement import print_agreement
 from tjd.commands.common import AsJson, Checkers, Limit, Out, Taxonomy, Where, open_models, own_checkers, rows_of, write
 from tjd.commands.terminal import answers_to, print_grid, require_known
-from tjd.config import BackendConfig, LabelConfig, SampleConfig, SynthesizeConfig
+from tjd.config import AgreementConfig, BackendConfig, LabelConfig, SampleConfig, SynthesizeConfig
 from tjd.errors import DataError
 from tjd.flags import flags
 
@@ -93,21 +95,28 @@ def label_command(
 ) -> None:
     """Ask the teacher whether each response follows each of its constraints; rules are decided by code.
 
-    A verdict that cannot be read is null with a reason in `error`, never a "no".
+    A verdict that cannot be read is null with a reason in `error`, never a "no". Of several votes, agreement and Fleiss'
+    kappa are shown at the end; of a panel also Cohen's kappa of each two teachers, and how much more often than the panel
+    each says yes.
     """
     from tjd import prompts, tables
     from tjd.checkers import verdict
+    from tjd.stages import agreement
     from tjd.stages import label as stage
-    from tjd.teacher.verdicts import VARIABLES
+    from tjd.teacher import panel
+    from tjd.teacher.verdicts import VARIABLES, prompt_name
 
     own, digests = own_checkers(checkers)
-    prompt = prompts.load(f"label.{config.mode}.v1", VARIABLES[config.mode])
+    prompt = prompts.load(prompt_name(config.mode, config.format, config.rationale), VARIABLES[config.mode])
     again = prompts.load("again.v1", ["reason"])
     table = tables.open_table(responses, "responses", need=stage.NEED)
     schema = tables.output_schema("labels", like=table.schema, drop=["constraints"])
-    [teacher] = open_models("label", [config.teacher], backend)
+    teachers = open_models("label", config.teacher, backend)
     check = partial(verdict, checkers=own)
-    rows = stage.label(rows_of(table, where, limit), prompt, again, teacher.ask, config, check)
+    rows = stage.label(rows_of(table, where, limit), prompt, again, panel(teachers), config, check)
+    ratings = agreement.Ratings()
+    if config.n_votes > 1:
+        rows = agreement.collected(rows, ratings, AgreementConfig(seed=config.seed))
     inputs, templates, chosen = {"responses": table}, [prompt, again], (where, limit)
     written = write(
         rows,
@@ -117,11 +126,13 @@ def label_command(
         config,
         inputs,
         templates,
-        [teacher],
+        teachers,
         digests=digests,
         chosen=chosen,
         null="followed",
     )
+    if found := agreement.agreement(ratings, AgreementConfig(seed=config.seed)):
+        print_agreement(found, sys.stderr)
     written.require_valid(config.max_invalid)
 
 

@@ -30,7 +30,7 @@ from tjd.rewards import Verdict
 from tjd.splits import SPLITS, soft, split_of, usable
 from tjd.tables import Row, text_id
 from tjd.teacher import Ask
-from tjd.teacher.verdicts import once_more, read, verdict_request
+from tjd.teacher.verdicts import Asked, once_more, read, verdict_request
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,8 @@ def asked(ask: Ask, name: str, prompt: Prompt, again: Prompt, mode: Mode, table:
         )
         said: dict[Any, tuple[list[bool | None], str | None]] = {}
         for key, completion in zip(shown, ask(requests, once_more(again)), strict=True):
-            said[key] = read(completion, None if mode == "pointwise" else len(asked_about[key]))
+            ballots, error = read(completion, Asked(None if mode == "pointwise" else len(asked_about[key])))
+            said[key] = [ballot.followed for ballot in ballots], error
         verdicts = []
         for key, row in zip(keys, rows, strict=True):
             votes, error = said[key]

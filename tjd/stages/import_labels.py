@@ -10,11 +10,11 @@ import pyarrow as pa
 
 from tjd import tables
 from tjd.errors import DataError
+from tjd.records import VERDICTS, verdict_in
 from tjd.tables import Row
 
 REQUIRED = ("query", "constraint", "response", "followed")
 OPTIONAL = ("query_id", "response_id", "constraint_id", "category", "model", "language", "source", "teacher", "context")
-TRUE, FALSE = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
 
 
 def import_labels(rows: Iterable[Row], columns: Mapping[str, str], kept: Mapping[str, str]) -> Iterator[Row]:
@@ -93,12 +93,10 @@ def schema(found: pa.Schema, kept: Mapping[str, str]) -> pa.Schema:
 
 
 def _verdict(value: object, number: int) -> bool | None:
-    if value is None:
-        return None
-    text = str(value).strip().lower()
-    if text in TRUE | FALSE:
-        return text in TRUE
-    raise DataError(f"row {number} has the verdict {value!r}; it must be 1 or 0, true or false, yes or no, or null")
+    try:
+        return verdict_in(value)
+    except ValueError as exc:
+        raise DataError(f"row {number} has the verdict {value!r}; it must be {VERDICTS}") from exc
 
 
 def _text(value: object) -> str | None:

@@ -2,7 +2,8 @@
 
 In: responses with their constraints. Out: labels. As in the paper (section 3.3) the teacher sees one constraint at a
 time; mode `batch` shows it all soft constraints of a response at once, which is cheaper and less exact. Unlike the
-paper, a verdict can be missing: what cannot be read is null with a reason, never a "no".
+paper, a verdict can be missing: what cannot be read is null with a reason, never a "no". The teacher may be a panel, of
+which each member has all votes.
 """
 
 import json
@@ -15,7 +16,7 @@ from tjd.config import LabelConfig, Mode
 from tjd.prompts import Prompt
 from tjd.tables import Row
 from tjd.teacher import Ask, Completion, Request
-from tjd.teacher.verdicts import once_more, read, verdict_request
+from tjd.teacher.verdicts import Asked, Ballot, once_more, read, verdict_request
 
 NEED = ("response_id", "query", "response", "constraints")
 TIED = "votes are tied"
@@ -37,6 +38,9 @@ class Opinion:
     error: str | None = None
     cost_usd: float | None = 0.0
     teacher: str | None = None
+    teachers: Sequence[str] = ()  # of `votes`
+    rationale: str | None = None
+    soft: float | None = None
 
 
 def label(
@@ -46,9 +50,9 @@ def label(
 
     Args:
         rows: RESPONSES.
-        prompt: Its variables are `teacher.verdicts.VARIABLES[config.mode]`.
+        prompt: Its variables are `teacher.verdicts.VARIABLES[config.mode]`; its form is that of `config`.
         again: Its variable is `reason`; asked once where a completion cannot be read.
-        ask: The teacher.
+        ask: The teacher, or a panel of as many as `config` names: `votes` holds the first vote of each, then the second.
         config: Votes are asked with the seeds `config.seed`, `config.seed + 1`, ...
         check: Decides a rule.
 
@@ -71,8 +75,8 @@ def label(
     for row in behind:
         opinions: dict[int, Opinion] = {}
         for question in questions(row, config.mode):
-            votes = list(islice(completions, config.votes))
-            opinions |= zip(question, _tallied(votes, len(question), config.mode), strict=True)
+            votes = list(islice(completions, config.n_votes))
+            opinions |= zip(question, _tallied(votes, len(question), config), strict=True)
         for place, constraint in enumerate(row["constraints"] or ()):
             opinion = opinions.get(place) or _unasked(row, constraint, config.mode, check)
             yield _labelled(row, constraint, opinion)
@@ -91,8 +95,9 @@ def questions(row: Row, mode: Mode) -> list[list[int]]:
 def requests_of(row: Row, question: Sequence[int], prompt: Prompt, config: LabelConfig) -> list[Request]:
     """One request per vote."""
     texts = [row["constraints"][place]["text"] for place in question]
-    asked = verdict_request(prompt, config.mode, row["query"] or "", row["response"], texts)
-    request = replace(asked, temperature=config.temperature, max_tokens=config.max_tokens)
+    how = (config.format, config.rationale)
+    asked = verdict_request(prompt, config.mode, row["query"] or "", row["response"], texts, *how)
+    request = replace(asked, temperature=config.temperature, max_tokens=config.max_tokens, logprobs=config.logprobs)
     return [replace(request, seed=config.seed + vote) for vote in range(config.votes)]
 
 
@@ -105,19 +110,50 @@ def majority(votes: Sequence[bool | None]) -> tuple[bool | None, float | None]:
     return (None if share == 0.5 else share > 0.5), max(share, 1 - share)
 
 
-def _tallied(completions: Sequence[Completion], n: int, mode: Mode) -> list[Opinion]:
+def certain_majority(votes: Sequence[bool | None]) -> bool | None:
+    """The verdict of more than half of all votes, whatever the unreadable ones would have said; null if there is none."""
+    return next((side for side in (True, False) if 2 * votes.count(side) > len(votes)), None)
+
+
+def _tallied(completions: Sequence[Completion], n: int, config: LabelConfig) -> list[Opinion]:
     """One opinion per constraint of a question; the cost of a completion is shared equally by them."""
-    ballots = [read(completion, None if mode == "pointwise" else n) for completion in completions]
-    first_reason = next((reason for _, reason in ballots if reason), None)
+    asked = Asked(None if config.mode == "pointwise" else n, config.format)
+    readings = [read(completion, asked) for completion in completions]
+    first_reason = next((reason for _, reason in readings if reason), None)
+    teachers = [completion.model for completion in completions]
     costs = [completion.cost_usd for completion in completions]
     known = [cost for cost in costs if cost is not None]
     cost_usd = sum(known) / n if len(known) == len(costs) else None
     opinions = []
-    for votes in zip(*(verdicts for verdicts, _ in ballots), strict=True):
+    for ballots in zip(*(ballots for ballots, _ in readings), strict=True):
+        votes = [ballot.followed for ballot in ballots]
         followed, agreement = majority(votes)
         error = TIED if followed is None and agreement is not None else first_reason
-        opinions.append(Opinion(mode, votes, followed, agreement, error, cost_usd, completions[0].model))
+        if config.ground_truth and None in votes:
+            followed = certain_majority(votes)
+            error = f"{votes.count(None)} of {len(votes)} votes unreadable: {first_reason}"
+        softs = [ballot.soft for ballot in ballots if ballot.soft is not None]
+        opinions.append(
+            Opinion(
+                config.mode,
+                votes,
+                followed,
+                agreement,
+                error,
+                cost_usd,
+                teacher=" + ".join(dict.fromkeys(teachers)),
+                teachers=teachers,
+                rationale=_rationale(ballots, followed),
+                soft=sum(softs) / len(softs) if softs else None,
+            )
+        )
     return opinions
+
+
+def _rationale(ballots: Sequence[Ballot], followed: bool | None) -> str | None:
+    """The reason of the first vote that agrees with the verdict; of the first vote, where there is no verdict."""
+    given = [ballot for ballot in ballots if ballot.rationale and followed in (None, ballot.followed)]
+    return given[0].rationale if given else None
 
 
 def _unasked(row: Row, constraint: Constraint, mode: Mode, check: Check) -> Opinion:
@@ -149,6 +185,9 @@ def _labelled(row: Row, constraint: Constraint, opinion: Opinion) -> Row:
         "agreement": opinion.agreement,
         "mode": opinion.mode,
         "teacher": opinion.teacher,
+        "teachers": list(opinion.teachers),
+        "rationale": opinion.rationale,
+        "soft": opinion.soft,
         "error": opinion.error,
         "cost_usd": opinion.cost_usd,
     }

@@ -46,6 +46,7 @@ def schema(found: pa.Schema) -> pa.Schema:
     if "constraints" in found.names:
         flat = tables.output_schema("labels", like=found, drop=["constraints"])
         only_labels = {"followed", "votes", "agreement", "mode", "teacher", "cost_usd"}
+        only_labels |= {"teachers", "rationale", "soft"}
         found = pa.schema([f for f in flat if f.name not in only_labels or f.name in found.names])
     elif "followed" in found.names:
         place = found.get_field_index("followed")

@@ -10,11 +10,12 @@ says is read in `reading.py`.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import tee
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypedDict, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict, TypeVar
 
 from tjd.config import BackendConfig
 from tjd.errors import ConfigError
@@ -38,12 +39,24 @@ class Request:
     top_p: float = 1.0
     max_tokens: int = 1024
     seed: int = 0  # of sampling; votes on the same prompt differ in it
+    schema: Mapping[str, Any] | None = (
+        None  # JSON schema of the answer; a model that takes none is asked in words alone
+    )
+    logprobs: bool = False  # log probabilities are wanted, where the model gives them
     note: Any = field(default=None, compare=False)  # what the asker wants to know when the completion is read
 
     @property
     def prompt_digest(self) -> str:
         """SHA-256 of the messages: what a recording is looked up by, together with `seed`."""
         return hashlib.sha256(json.dumps(self.messages, ensure_ascii=False).encode()).hexdigest()
+
+
+class Spoken(NamedTuple):
+    """A token of a completion that may begin a verdict, and what might have stood in its place."""
+
+    start: int  # where it begins, in bytes
+    token: str
+    top: dict[str, float]  # log probability of each of the likeliest tokens there
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +70,7 @@ class Completion:
     n_tokens: int | None = None
     cost_usd: float | None = None  # null if the price is unknown; of all attempts, where the request was asked again
     error: str | None = None  # why `text` is null
+    logprobs: tuple[Spoken, ...] | None = None  # null if not asked for, or not returned
 
 
 Again = Callable[[Request, Completion], Request | None]
@@ -147,13 +161,35 @@ def in_turn(teachers: Sequence[Teacher]) -> Iterator[tuple[str, Ask]]:
     Raises:
         ConfigError: Two have the same name, so that their answers could not be told apart.
     """
+    require_distinct(teachers)
+    for teacher in teachers:
+        with closing(teacher):
+            yield teacher.name, teacher.ask
+
+
+def panel(teachers: Sequence[Teacher]) -> Ask:
+    """One `ask` that puts each request to every teacher: a completion of each, in their order, before the next request.
+
+    Raises:
+        ConfigError: Two have the same name, so that their answers could not be told apart.
+    """
+    require_distinct(teachers)
+
+    def ask(requests: Iterable[Request], again: Again | None = None) -> Iterator[Completion]:
+        copies = tee(requests, len(teachers))
+        asked = [teacher.ask(copy, again) for teacher, copy in zip(teachers, copies, strict=True)]
+        for completions in zip(*asked, strict=True):
+            yield from completions
+
+    return ask
+
+
+def require_distinct(teachers: Sequence[Teacher]) -> None:
+    """Raise ConfigError if two have the same name."""
     names = [teacher.name for teacher in teachers]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"two models are called {name}; rename one model folder or leave it out")
-    for teacher in teachers:
-        with closing(teacher):
-            yield teacher.name, teacher.ask
 
 
 def follow_up(request: Request, completion: Completion, again: Again | None) -> Request | None:

@@ -9,14 +9,14 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tjd.errors import BackendError
-from tjd.teacher import Completion, Request, Usage
+from tjd.teacher import Completion, Request, Spoken, Usage
 
 FILE = "completions.sqlite"
-COLUMNS = "text, finish_reason, n_prompt_tokens, n_tokens, cost_usd"
+COLUMNS = "text, finish_reason, n_prompt_tokens, n_tokens, cost_usd, logprobs"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS completions (
     key BLOB PRIMARY KEY,       -- SHA-256 of model, messages and sampling parameters
@@ -26,7 +26,8 @@ CREATE TABLE IF NOT EXISTS completions (
     n_prompt_tokens INTEGER,
     n_tokens INTEGER,
     cost_usd REAL,              -- when it was asked; null if the price was unknown
-    arrived_at INTEGER NOT NULL DEFAULT (unixepoch())
+    arrived_at INTEGER NOT NULL DEFAULT (unixepoch()),
+    logprobs TEXT               -- JSON list of [start, token, {token: log probability}]; null if none were returned
 )
 """
 WAIT_S = 60.0  # for another process that is writing
@@ -53,7 +54,10 @@ class Ledger:
     def key(self, request: Request) -> bytes:
         """What a completion is found by."""
         sampling = (request.temperature, request.top_p, request.max_tokens, request.seed)
-        parts = json.dumps([self._identity, request.messages, *sampling], ensure_ascii=False)
+        # left out where they are not used, so that keys of plain requests stay as they were
+        form = {"schema": request.schema, "logprobs": request.logprobs}
+        form = [form] if any(form.values()) else []
+        parts = json.dumps([self._identity, request.messages, *sampling, *form], ensure_ascii=False)
         return hashlib.sha256(parts.encode()).digest()
 
     def find(self, request: Request) -> Completion | None:
@@ -65,8 +69,9 @@ class Ledger:
         if found is None:
             return None
         self.usage.cached += 1
-        text, *rest = found
-        return Completion(text, self._model, *rest)
+        text, *rest, logprobs = found
+        tokens = None if logprobs is None else tuple(Spoken(*token) for token in json.loads(logprobs))
+        return Completion(text, self._model, *rest, logprobs=tokens)
 
     def enter(self, arrived: Iterable[tuple[Request, Completion]]) -> None:
         """Count calls that were made, and keep those that were answered; all of them or, if killed here, none."""
@@ -76,13 +81,14 @@ class Ledger:
         if self._folder is None:
             return
         rows = [
-            (self.key(request), self._model, c.text, c.finish_reason, c.n_prompt_tokens, c.n_tokens, c.cost_usd)
+            (self.key(request), self._model, c.text, c.finish_reason, c.n_prompt_tokens, c.n_tokens, c.cost_usd,
+             None if c.logprobs is None else json.dumps(c.logprobs))
             for request, c in arrived
             if c.text is not None
-        ]
+        ]  # fmt: skip
         with self._cache() as cache, cache:
             cache.executemany(
-                f"INSERT OR IGNORE INTO completions (key, model, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", rows
+                f"INSERT OR IGNORE INTO completions (key, model, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows
             )
 
     def close(self) -> None:
@@ -110,4 +116,12 @@ class Ledger:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(SCHEMA)
+        _add_missing_column(connection)
         return connection
+
+
+def _add_missing_column(connection: sqlite3.Connection) -> None:
+    """Give a file that an earlier version made the column it lacks; nothing else of it changes."""
+    if "logprobs" not in {row[1] for row in connection.execute("PRAGMA table_info(completions)")}:
+        with suppress(sqlite3.OperationalError):  # another process was faster
+            connection.execute("ALTER TABLE completions ADD COLUMN logprobs TEXT")

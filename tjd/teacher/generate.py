@@ -5,7 +5,7 @@ rows stand beside it or in which order they came; and a row that has ended leave
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
@@ -20,6 +20,7 @@ class Wanted:
     temperature: float  # 0 is greedy
     top_p: float
     seed: int  # of this row's draws
+    top: int = 0  # likeliest tokens to tell of at each place
 
 
 @dataclass(slots=True)
@@ -28,6 +29,9 @@ class Continuation:
 
     ids: list[int]
     ended: bool = False  # by an end token; else it was cut
+    top: list[dict[int, float]] = field(
+        default_factory=list
+    )  # per token of `ids`: the log probabilities that were asked for
 
 
 @torch.inference_mode()
@@ -59,12 +63,16 @@ def generate(model: PreTrainedModel, wanted: Sequence[Wanted], ends: frozenset[i
             past_key_values=cache,
             logits_to_keep=1,
         )
-        chosen_B = choose(output.logits[:, -1].float(), temperature_B, top_p_B, draws_B_T[:, step])
+        logits_B_V = output.logits[:, -1].float()
+        chosen_B = choose(logits_B_V, temperature_B, top_p_B, draws_B_T[:, step])
+        likeliest = _likeliest(logits_B_V, max(wanted[row].top for row in alive))
         stay = []
         for place, (row, token) in enumerate(zip(alive, chosen_B.tolist(), strict=True)):
             results[row].ended = token in ends
             if not results[row].ended:
                 results[row].ids.append(token)
+                if wanted[row].top:
+                    results[row].top.append(dict(likeliest[place][: wanted[row].top]))
                 if len(results[row].ids) < wanted[row].limit:
                     stay.append(place)
         if not stay:
@@ -106,6 +114,14 @@ def choose(
     target_B_1 = draw_B[:, None] * cumulative_B_V[:, -1:]
     drawn_B = torch.searchsorted(cumulative_B_V, target_B_1, right=True)[:, 0].clamp(max=logits_B_V.shape[-1] - 1)
     return torch.where(temperature_B > 0, drawn_B, likeliest_B)
+
+
+def _likeliest(logits_B_V: torch.Tensor, n: int) -> list[list[tuple[int, float]]]:
+    """The `n` likeliest tokens of each row with their log probabilities, at temperature 1."""
+    if not n:
+        return []
+    top = logits_B_V.log_softmax(dim=-1).topk(n)
+    return [list(zip(*row, strict=True)) for row in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
 
 
 def _left_padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from tjd import backbone, tables
 from tjd.config import BackendConfig
 from tjd.errors import BackendError, ConfigError
-from tjd.teacher import Again, Completion, Request, Usage, follow_up, merged
+from tjd.teacher import Again, Completion, Request, Spoken, Usage, follow_up, merged
 from tjd.teacher.cache import Ledger
+from tjd.teacher.logprobs import TOP, spoken
 
 if TYPE_CHECKING:
-    from tjd.teacher.generate import Wanted
+    from tjd.teacher.generate import Continuation, Wanted
 
 LOOK_AHEAD = 2  # batches whose requests are sorted by length together
 
@@ -111,8 +112,10 @@ class Local:
                 continue
             got = next(continuations)
             text = tokenizer.decode(got.ids, skip_special_tokens=True)
+            finish_reason = "stop" if got.ended else "length"
+            logprobs = _spoken(tokenizer, got) if row.top else None
             completions.append(
-                Completion(text, self.name, "stop" if got.ended else "length", n_prompt, len(got.ids), cost_usd=0.0)
+                Completion(text, self.name, finish_reason, n_prompt, len(got.ids), cost_usd=0.0, logprobs=logprobs)
             )
         return completions
 
@@ -124,7 +127,8 @@ class Local:
         room = getattr(model.config, "max_position_embeddings", None) or len(ids) + request.max_tokens
         seed = int.from_bytes(bytes.fromhex(request.prompt_digest)[:8], "big") ^ request.seed
         limit = min(request.max_tokens, room - len(ids))
-        return Wanted(ids, limit, request.temperature, request.top_p, seed & (2**63 - 1))
+        top = TOP if request.logprobs else 0
+        return Wanted(ids, limit, request.temperature, request.top_p, seed & (2**63 - 1), top)
 
     def _weights(self) -> tuple[Any, Any]:
         if self._loaded is None:
@@ -139,6 +143,16 @@ def _prompt_ids(tokenizer: Any, request: Request) -> list[int]:
         list(request.messages), tokenize=False, add_generation_prompt=True, enable_thinking=False
     )
     return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _spoken(tokenizer: Any, got: "Continuation") -> tuple[Spoken, ...]:
+    """The tokens that may begin a verdict; each is what it adds to the text before it, half a character nothing."""
+    before, tokens = b"", []
+    for end, top in enumerate(got.top, 1):
+        after = tokenizer.decode(got.ids[:end], skip_special_tokens=True).rstrip("\ufffd").encode()
+        tokens.append((after[len(before) :], {tokenizer.decode([token]): logprob for token, logprob in top.items()}))
+        before = after
+    return spoken(tokens)
 
 
 def _ends(model: Any, tokenizer: Any) -> frozenset[int]:

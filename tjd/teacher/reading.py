@@ -15,6 +15,9 @@ _THINKING = re.compile(r"^.*</think>|<think>.*$", re.DOTALL)
 _MARKUP = re.compile(r"[*_`#>~\"'“”\u2018\u2019]|^\s*[-•]\s+", re.MULTILINE)
 _VERDICT = re.compile(r"(?:(?:final\s+)?(?:verdict|answer)\s*:\s*)?(yes|no)[\s.!]*", re.IGNORECASE)
 _NUMBERED = re.compile(r"(\d+)\s*[:.)]\s*(yes|no)[\s.!]*", re.IGNORECASE)
+_NUMBERED_WORD = re.compile(r"(?<!\d)(\d+)[\W_]+(yes|no)(?![^\W_])", re.IGNORECASE)
+_WORD = re.compile(r"(?<![^\W_])(?:yes|no)(?![^\W_])", re.IGNORECASE)
+_JSON_WORD = re.compile(r'"verdict"\s*:\s*"(yes|no)"', re.IGNORECASE)  # never within a string: its quotes are escaped
 _FENCED = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
 
 
@@ -69,6 +72,58 @@ def json_object(text: str, finish_reason: str | None = None) -> tuple[dict[str, 
         return None, "not a JSON object"
     # an escaped half of a surrogate pair would break every table
     return json.loads(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace")), None
+
+
+def json_verdicts(
+    text: str, n: int | None, finish_reason: str | None = None
+) -> tuple[list[bool | None], list[str | None], str | None]:
+    """Read `{"verdict": "Yes"}`; or `{"verdicts": [...]}`, a list of `n` such objects whose `number` counts from 1.
+
+    Nothing may stand around the object but a code fence, and no key may be repeated.
+
+    Returns:
+        The verdicts by number, and the `reason` beside each (null where there is none); or nulls and why.
+    """
+    body = without_thinking(text).strip()
+    fenced = _FENCED.fullmatch(body)
+    try:
+        found = json.loads(fenced[1] if fenced else body, object_pairs_hook=_unrepeated)
+        items = [found] if n is None else found["verdicts"]
+        if n is not None and [item["number"] for item in items] != list(range(1, n + 1)):
+            raise ValueError("other numbers")
+        words = [item["verdict"].lower() for item in items]
+        if not set(words) <= {"yes", "no"}:
+            raise ValueError("another word")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        told = (
+            "no JSON object with a verdict of Yes or No" if n is None else f"no JSON object with {n} numbered verdicts"
+        )
+        return [None] * (n or 1), [None] * (n or 1), _reason(text, finish_reason, told)
+    return [_is_yes(word) for word in words], [_reason_given(item) for item in items], None
+
+
+def places_of_verdicts(text: str, n: int | None, format: str) -> list[int]:
+    """Where each verdict that was read begins, by number, as an index into the text; empty where that is not clear."""
+    start = text.rfind("</think>") + 1
+    if format == "json":
+        return [match.start(1) for match in _JSON_WORD.finditer(text, start)]
+    if n is None:
+        return [match.start() for match in _WORD.finditer(text, start)][-1:]
+    numbered = {int(match[1]): match.start(2) for match in _NUMBERED_WORD.finditer(text, start)}
+    return [numbered[number] for number in sorted(numbered)]
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is repeated")
+    return found
+
+
+def _reason_given(item: dict[str, Any]) -> str | None:
+    given = item.get("reason")
+    # an escaped half of a surrogate pair would break every table
+    return given.encode("utf-8", "replace").decode().strip() or None if isinstance(given, str) else None
 
 
 def _lines(text: str) -> list[str]:

@@ -23,6 +23,7 @@ from tjd.config import BackendConfig
 from tjd.errors import BackendError, ConfigError
 from tjd.teacher import Again, Completion, Request, Usage, follow_up, merged
 from tjd.teacher.cache import Ledger
+from tjd.teacher.logprobs import TOP, of_choice
 
 LOOK_AHEAD = 8  # requests begun per call in flight, so that a slow one does not hold up those behind it
 FAILURES_IN_A_ROW = 20  # with no success in between: the server is down, not the row bad
@@ -55,7 +56,9 @@ class Remote:
         self.name = name
         self._config = config
         self._litellm = _litellm()
-        base = _api_base(_require_reachable(self._litellm, name))
+        provider = _require_reachable(self._litellm, name)
+        base = _api_base(provider)
+        self._takes_schema = _takes_schema(self._litellm, name, provider)
         self.usage = Usage()
         self._ledger = Ledger(name, f"{name}@{base}" if base else name, folder, self.usage, config.cache_tag)
         self._slots = asyncio.Semaphore(config.concurrency)
@@ -165,6 +168,11 @@ class Remote:
         }
         if request.top_p < 1:
             arguments["top_p"] = request.top_p  # some providers refuse it beside a temperature
+        if request.schema and self._takes_schema:
+            shape = {"name": "answer", "strict": True, "schema": request.schema}
+            arguments["response_format"] = {"type": "json_schema", "json_schema": shape}
+        if request.logprobs:
+            arguments |= {"logprobs": True, "top_logprobs": TOP}
         return arguments
 
     def _completion(self, reply: Any) -> Completion:
@@ -177,6 +185,7 @@ class Remote:
             getattr(usage, "prompt_tokens", None),
             getattr(usage, "completion_tokens", None),
             self._cost_usd(reply),
+            logprobs=of_choice(choice),
         )
 
     def _cost_usd(self, reply: Any) -> float | None:
@@ -273,6 +282,22 @@ def _api_base(provider: str) -> str | None:
     """The address that the environment gives a provider's servers, since two may serve different models of one name."""
     names = (f"{provider.upper()}_BASE_URL", f"{provider.upper()}_API_BASE")
     return next((os.environ[name].rstrip("/") for name in names if os.environ.get(name)), None)
+
+
+def _takes_schema(litellm: Any, name: str, provider: str) -> bool:
+    """Whether a JSON schema is sent along: where litellm lists the model so, and to an unlisted one of OpenAI's protocol.
+
+    Models of one's own are unlisted, and the servers that run them (vLLM, SGLang, llama.cpp, ...) take schemas.
+    """
+    if litellm.supports_response_schema(name):
+        return True
+    if provider not in ("openai", "hosted_vllm"):
+        return False
+    try:
+        litellm.get_model_info(name)
+    except Exception:  # litellm raises a bare Exception for a model that it does not list
+        return True
+    return False
 
 
 def _require_reachable(litellm: Any, name: str) -> str:
