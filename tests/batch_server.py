@@ -1,4 +1,4 @@
-"""A small server on loopback that speaks OpenAI's batch protocol: files, batches, and how they go from one status to the next.
+"""A small server on loopback that speaks OpenAI's batch protocol: files, batches, and how a batch moves on.
 
 POST /files takes a JSONL file of requests; POST /batches starts a job of it; GET /batches/{id} moves it on by one status a
 look (validating, in_progress, completed); GET /files/{id}/content gives results, one line a request. A test scripts how
@@ -38,7 +38,7 @@ class BatchServer:
     script: Script
     end: Callable[[int], str] = lambda number: "completed"  # how a job ends, by its number from 0
     errors: dict[str, Any] | None = None  # of a job that failed
-    patience: int = 2  # looks until a job has ended
+    patience: int = 0  # looks at a job before the one that finds it ended
     ending: threading.Event = field(default_factory=threading.Event)  # no job ends before it is set
     trouble: Callable[[str, str], int | None] = lambda method, path: None  # a status to answer instead
     files: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # lines by id
@@ -86,6 +86,46 @@ class BatchServer:
                 (out if reply.status == 200 else err).append(raw)
         self.results |= {f"{job.id}-out": out[::-1], f"{job.id}-err": err}
 
+    def respond(self, method: str, path: str, query: str, body: bytes, content_type: str) -> Any:
+        """What a call is answered with; None where there is no such thing."""
+        _, kind, *rest = path.split("/")
+        if (method, kind, rest) == ("POST", "files", []):
+            return self.upload(body, content_type)
+        if (method, kind, rest) == ("POST", "batches", []):
+            wanted = json.loads(body)
+            assert (wanted["endpoint"], wanted["completion_window"]) == ("/v1/chat/completions", "24h")
+            job = Job(f"batch_{len(self.jobs)}", wanted["input_file_id"], 2_000_000_000 + len(self.jobs))
+            self.jobs.append(job)
+            return self.described(job)
+        if (method, kind, rest) == ("GET", "batches", []):  # newest first, two a page
+            newest = [job.id for job in self.jobs][::-1]
+            after = next((part.removeprefix("after=") for part in query.split("&") if "after=" in part), None)
+            start = newest.index(after) + 1 if after else 0
+            page = [next(job for job in self.jobs if job.id == id) for id in newest[start : start + 2]]
+            return {"object": "list", "data": [self.described(job) for job in page],
+                    "has_more": start + 2 < len(newest)}  # fmt: skip
+        if (method, kind, len(rest)) == ("GET", "batches", 1):
+            job = next((job for job in self.jobs if job.id == rest[0]), None)
+            if job is not None:
+                job.looks += 1
+                return self.described(job)
+        if (method, kind, rest[1:]) == ("GET", "files", ["content"]) and rest[0] in self.results:
+            return "\n".join(self.results[rest[0]]) + "\n"
+        return None
+
+    def upload(self, body: bytes, content_type: str) -> dict[str, Any]:
+        """Keep the lines of a file."""
+        form = message_from_bytes(b"Content-Type: " + content_type.encode() + b"\r\n\r\n" + body)
+        parts: dict[str, bytes] = {
+            part.get_param("name", header="content-disposition"): part.get_payload(decode=True)  # type: ignore
+            for part in form.get_payload()
+        }
+        assert parts["purpose"].strip() == b"batch"
+        id = f"file_{len(self.files)}"
+        self.files[id] = [json.loads(line) for line in parts["file"].splitlines() if line]
+        return {"id": id, "object": "file", "bytes": len(body), "created_at": 1, "filename": "tjd.jsonl",
+                "purpose": "batch", "status": "processed"}  # fmt: skip
+
 
 @contextmanager
 def serve_batches(script: Script) -> Iterator[BatchServer]:
@@ -109,57 +149,20 @@ def serve_batches(script: Script) -> Iterator[BatchServer]:
                 state.calls.append(f"{method} {path}")
                 state.keys.add(self.headers["Authorization"])
                 status = state.trouble(method, path)
-                if status == 0:  # it is done, but nobody hears of it
-                    self.answer(method, path, query, body)
-                    self.close_connection = True
-                    return
-                answer = {"error": {"message": f"trouble {status}"}} if status else self.answer(method, path, query, body)
+                answer = (
+                    None if status else state.respond(method, path, query, body, self.headers["Content-Type"] or "")
+                )
+            if status == 0:  # it is done, but nobody hears of it
+                self.close_connection = True
+                return
             status = status or (404 if answer is None else 200)
-            answer = {"error": {"message": f"no such thing: {path}"}} if answer is None else answer
+            answer = {"error": {"message": f"trouble with {path}"}} if answer is None else answer
             payload = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(payload)))
             self.end_headers()
             self.wfile.write(payload)
-
-        def answer(self, method: str, path: str, query: str, body: bytes) -> Any:
-            _, kind, *rest = path.split("/")
-            if (method, kind, rest) == ("POST", "files", []):
-                return self.upload(body)
-            if (method, kind, rest) == ("POST", "batches", []):
-                wanted = json.loads(body)
-                assert (wanted["endpoint"], wanted["completion_window"]) == ("/v1/chat/completions", "24h")
-                job = Job(f"batch_{len(state.jobs)}", wanted["input_file_id"], 2_000_000_000 + len(state.jobs))
-                state.jobs.append(job)
-                return state.described(job)
-            if (method, kind, rest) == ("GET", "batches", []):  # newest first, two a page
-                newest = [job.id for job in state.jobs][::-1]
-                after = next((part.removeprefix("after=") for part in query.split("&") if "after=" in part), None)
-                start = newest.index(after) + 1 if after else 0
-                page = [next(job for job in state.jobs if job.id == id) for id in newest[start : start + 2]]
-                return {"object": "list", "data": [state.described(job) for job in page],
-                        "has_more": start + 2 < len(newest)}  # fmt: skip
-            if (method, kind, len(rest)) == ("GET", "batches", 1):
-                job = next((job for job in state.jobs if job.id == rest[0]), None)
-                if job is not None:
-                    job.looks += 1
-                    return state.described(job)
-            if (method, kind, rest[1:]) == ("GET", "files", ["content"]) and rest[0] in state.results:
-                return "\n".join(state.results[rest[0]]) + "\n"
-            return None
-
-        def upload(self, body: bytes) -> dict[str, Any]:
-            form = message_from_bytes(b"Content-Type: " + self.headers["Content-Type"].encode() + b"\r\n\r\n" + body)
-            parts: dict[str, bytes] = {
-                part.get_param("name", header="content-disposition"): part.get_payload(decode=True)  # type: ignore
-                for part in form.get_payload()
-            }
-            assert parts["purpose"].strip() == b"batch"
-            id = f"file_{len(state.files)}"
-            state.files[id] = [json.loads(line) for line in parts["file"].splitlines() if line]
-            return {"id": id, "object": "file", "bytes": len(body), "created_at": 1, "filename": "tjd.jsonl",
-                    "purpose": "batch", "status": "processed"}  # fmt: skip
 
         def log_message(self, *args: object) -> None: ...
 

@@ -20,10 +20,16 @@ from tests.server import Reply, last_user
 from tests.test_cli import fails, tjd
 from tjd import tables
 
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # litellm's clients: one a call
+# litellm opens a client for each call, and leaves it to the garbage collector
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+    pytest.mark.usefixtures("collected"),
+]
 
 SERVED = "openai/gpt-4o-mini"
-WARM = {"constraint_id": "warm", "kind": "soft", "category": "style", "text": "Be warm.", "checker": None, "kwargs": None}
+WARM = {
+    "constraint_id": "warm", "kind": "soft", "category": "style", "text": "Be warm.", "checker": None, "kwargs": None
+}  # fmt: skip
 CLI = [sys.executable, "-m", "tjd.cli"]
 
 
@@ -33,14 +39,20 @@ def server(monkeypatch, cache):
         monkeypatch.setenv("OPENAI_API_BASE", running.url)
         monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
         yield running
-        gc.collect()  # see pytestmark
+
+
+@pytest.fixture(scope="module")
+def collected():
+    yield
+    gc.collect()
 
 
 @pytest.fixture
 def responses(tmp_path):
     path = tmp_path / "responses.parquet"
     rows = [
-        {"response_id": f"r{i}", "query": "what?", "response": f"response {i}.", "constraints": [WARM]} for i in range(9)
+        {"response_id": f"r{i}", "query": "what?", "response": f"response {i}.", "constraints": [WARM]}
+        for i in range(9)
     ]
     tables.write_rows(rows, str(path), tables.output_schema("responses"), {})
     return path
@@ -65,6 +77,7 @@ def n_posts(server, path):
 
 def test_a_table_is_labelled_by_one_job_at_half_the_price(server, responses, tmp_path):
     server.script = lambda body, before: Reply("Yes" if number(body) < 5 else "No")
+    server.patience = 2
     out = tmp_path / "labels.parquet"
     told = tjd(*label(responses, out)).stderr
 
@@ -92,13 +105,14 @@ def test_a_table_is_labelled_by_one_job_at_half_the_price(server, responses, tmp
 
 def test_files_are_of_bounded_size_and_equal_requests_go_out_once(server, responses, tmp_path):
     out = tmp_path / "labels.parquet"
-    told = tjd(*label(responses, out, "--votes", "3", "--job-size", "4")).stderr
-    lines = [len(server.files[job.file]) for job in server.jobs]
-    assert sum(lines) == 27  # votes differ in their seed
-    assert max(lines) == 4
-    assert "27 calls" in told
-    tjd(*label(responses, tmp_path / "more.parquet", "--votes", "4"))
-    assert len(server.lines()) == 36  # the fourth votes alone
+    rows = tables.open_table(str(responses), "responses").read().to_pylist()
+    twice = [row | {"response_id": f"{row['response_id']} {i}"} for i in range(2) for row in rows]
+    tables.write_rows(twice, str(responses), tables.output_schema("responses"), {})
+    told = tjd(*label(responses, out, "--votes", "2", "--job-size", "8")).stderr
+    assert [len(server.files[job.file]) for job in server.jobs] == [8, 8, 2]  # votes differ in their seed
+    assert "18 calls (18 more from the cache)" in told
+    tjd(*label(responses, tmp_path / "more.parquet", "--votes", "3"))
+    assert len(server.lines()) == 27  # the third votes alone
 
 
 def test_what_cannot_be_read_is_asked_again_in_a_second_job(server, responses, tmp_path):
@@ -109,7 +123,10 @@ def test_what_cannot_be_read_is_asked_again_in_a_second_job(server, responses, t
     assert verdicts(out) == [(True, None)] * 9
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param(signal.SIGKILL, id="kill -9"), pytest.param(signal.SIGINT, id="Ctrl-C", marks=pytest.mark.slow)],
+)
 def test_a_command_that_dies_while_it_waits_finds_its_job_again(how, server, responses, tmp_path, monkeypatch):
     whole, resumed = tmp_path / "whole.parquet", tmp_path / "resumed.parquet"
     tjd(*label(responses, whole))
@@ -148,6 +165,7 @@ def test_a_command_that_dies_while_it_submits_neither_loses_nor_doubles_the_job(
     assert verdicts(out) == [(True, None)] * 9
 
 
+@pytest.mark.slow
 def test_a_job_that_was_taken_is_not_submitted_again_by_a_retry(server, responses, tmp_path):
     for i in range(5):  # other jobs of this account, on later pages of its list
         server.jobs.append(Job(f"another_{i}", "file_x", 2_000_000_000))
@@ -230,6 +248,7 @@ def test_a_job_that_ends_badly_gives_nulls_with_the_reason(end, retries, reason,
     assert verdicts(out) == [(True, None)] * 9
 
 
+@pytest.mark.slow
 def test_a_full_queue_is_waited_for(server, responses, tmp_path):
     server.errors = {"object": "list", "data": [{"code": "token_limit_exceeded", "message": "Enqueued token limit"}]}
     server.end = lambda number: "failed" if number in (1, 2) else "completed"
@@ -250,9 +269,10 @@ def test_looks_that_fail_are_repeated(server, responses, tmp_path):
 
     server.trouble = trouble
     tjd(*label(responses, tmp_path / "labels.parquet", "--retries", "0"))
-    assert len(looks) == 6
+    assert len(looks) == 2
 
 
+@pytest.mark.slow
 def test_a_job_of_another_account_is_not_paid_again_in_silence(server, responses, tmp_path):
     server.trouble = lambda method, path: 503 if path.startswith("/batches/") else None
     out = tmp_path / "labels.parquet"
@@ -294,7 +314,7 @@ def test_a_server_of_ones_own_gets_its_own_key_and_may_lack_a_batch_api(server, 
 
 @pytest.mark.slow
 def test_two_commands_at_once_submit_each_request_once(server, responses, tmp_path):
-    server.patience = 20
+    server.patience = 10
     outs = [tmp_path / f"{i}.parquet" for i in range(2)]
     both = [
         subprocess.Popen([*CLI, *map(str, label(responses, out))], env=os.environ, stderr=subprocess.DEVNULL)

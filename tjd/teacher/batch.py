@@ -12,7 +12,7 @@ Nothing is lost or paid twice, whenever a process dies or the network breaks (`j
 - while waiting: the job goes on at the provider, and the same command, or any that wants one of its requests, waits for it.
 - while reading: the job is read again; completions that were entered are not entered twice.
 
-litellm's synchronous calls are used, since its `aretrieve_batch` reads all results to price them, and would hold them in memory.
+litellm's synchronous calls are used: its `aretrieve_batch` would read all results into memory to price them.
 """
 
 import json
@@ -305,6 +305,6 @@ def _end_of(batch: Any) -> Failure:
         return Failure("the batch job completed without this request", retry=True)
     errors = getattr(batch.errors, "data", None) or []
     said = "; ".join(" ".join(str(error.message).split()) for error in errors[:3])[:200]
-    reason = f"the batch job {'was ' if batch.status == 'cancelled' else ''}{batch.status}" + (f": {said}" if said else "")
-    full = any(error.code == QUEUE_FULL for error in errors)
-    return Failure(reason, retry=batch.status == "expired" or full)
+    ended = f"the batch job {'was ' if batch.status == 'cancelled' else ''}{batch.status}"
+    is_full = any(error.code == QUEUE_FULL for error in errors)
+    return Failure(f"{ended}: {said}" if said else ended, retry=batch.status == "expired" or is_full)

@@ -72,8 +72,11 @@ class Jobs:
             rows = cache.execute(
                 "SELECT number, file, job, entered_at FROM batch_jobs WHERE teacher = ?", (self._teacher,)
             ).fetchall()
-            keys = "SELECT key FROM batch_requests WHERE number = ?"
-            return [Job(*row, frozenset(key for (key,) in cache.execute(keys, row[:1]))) for row in rows]
+            of_job = "SELECT key FROM batch_requests WHERE number = ?"
+            return [
+                Job(number, file, job, entered_at, frozenset(key for (key,) in cache.execute(of_job, (number,))))
+                for number, file, job, entered_at in rows
+            ]
 
     def enter(self, file: str, keys: Sequence[bytes]) -> Job:
         """A file that is uploaded, and will be submitted next."""
