@@ -153,15 +153,24 @@ def test_a_command_that_dies_while_it_waits_finds_its_job_again(how, server, res
     assert resumed.read_bytes() == whole.read_bytes()
 
 
-@pytest.mark.parametrize("status", [0, 500], ids=["taken, but the answer was lost", "refused"])
-def test_a_command_that_dies_while_it_submits_neither_loses_nor_doubles_the_job(status, server, responses, tmp_path):
+@pytest.mark.parametrize(
+    ("status", "n_files"),
+    [
+        pytest.param(0, 1, id="taken, but the answer is lost"),
+        pytest.param(500, 1, id="down"),
+        pytest.param(400, 2, id="refused"),
+    ],
+)
+def test_a_command_that_ends_while_it_submits_neither_loses_nor_doubles_the_job(
+    status, n_files, server, responses, tmp_path
+):
     out = tmp_path / "labels.parquet"
     server.trouble = lambda method, path: status if (method, path) == ("POST", "/batches") else None
     error = fails(5, *label(responses, out, "--retries", "0"))
     assert error.startswith(f"{SERVED}: a batch job cannot be submitted: ")
     server.trouble = lambda method, path: None
     tjd(*label(responses, out))
-    assert (len(server.files), len(server.jobs)) == (1, 1)
+    assert (len(server.files), len(server.jobs)) == (n_files, 1)
     assert verdicts(out) == [(True, None)] * 9
 
 

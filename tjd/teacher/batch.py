@@ -32,7 +32,7 @@ from tjd.teacher.jobs import Job, Jobs
 from tjd.teacher.remote import FAILURES_IN_A_ROW, Remote, Trouble, may_pass, understood
 
 PROVIDERS = ("openai", "hosted_vllm")  # reached with OpenAI's protocol; litellm's others are not tried here
-JOBS_AT_ONCE = 4  # so many times `job_size` requests are held in memory
+JOBS_AT_ONCE = 2  # so many times `job_size` requests are held in memory, with their completions: some 4 KB each
 JOB_BYTES = 200_000_000  # OpenAI's limit of a file
 SLICE = 1000  # completions that are entered at once
 LIST_BACK_S = 86_400  # how far a provider's clock may be behind ours
@@ -177,9 +177,14 @@ class Batch(Remote):
                     return batch.id
                 if batch.created_at < job.entered_at - LIST_BACK_S:
                     break
-            return self._litellm.create_batch(
-                completion_window="24h", endpoint="/v1/chat/completions", input_file_id=job.file, **self._how()
-            ).id
+            try:
+                return self._litellm.create_batch(
+                    completion_window="24h", endpoint="/v1/chat/completions", input_file_id=job.file, **self._how()
+                ).id
+            except Exception as exc:
+                if not understood(exc).retry:  # refused, so that there is no job; what is uploaded next may be smaller
+                    self._jobs.close(job)
+                raise
 
         self._jobs.submitted(job, self._insist("a batch job cannot be submitted", submit))
 
@@ -203,7 +208,7 @@ class Batch(Remote):
                 else:
                     counts.append(batch.request_counts)
             n_done, n = (sum(getattr(c, name, 0) for c in counts) for name in ("completed", "total"))
-            self.usage.waiting = f"{n_done} of {n} done in {len(jobs)} batch job(s)" if jobs else ""
+            self.usage.waiting = f"batch jobs: {n_done} of {n} requests done" if jobs else ""
             if jobs:
                 time.sleep(self._config.poll_s)
 
