@@ -318,7 +318,7 @@ def test_a_server_of_ones_own_gets_its_own_key_and_may_lack_a_batch_api(server, 
     server.trouble = lambda method, path: 404
     error = fails(5, *label(responses, out, "-t", "hosted_vllm/another"))
     assert "a batch file cannot be uploaded: 404" in error
-    assert error.endswith("does this server have a batch API? Leave out --batch-api to ask call by call")
+    assert error.endswith("if this server takes no such batches, leave out --batch-api to ask call by call")
 
 
 @pytest.mark.slow

@@ -293,9 +293,11 @@ class Batch(Remote):
             except Exception as exc:  # as in `Remote`: what litellm raises is mapped where it is called
                 trouble = understood(exc)
                 if not trouble.retry or attempt == self._config.retries:
-                    advice = trouble.fatal or "run the same command again when the server is well"
-                    if trouble.fatal and trouble.what.startswith("404"):
-                        advice = "does this server have a batch API? Leave out --batch-api to ask call by call"
+                    advice = trouble.fatal
+                    if trouble.retry:
+                        advice = "run the same command again when the server is well"
+                    elif not advice or trouble.what.startswith("404"):
+                        advice = "if this server takes no such batches, leave out --batch-api to ask call by call"
                     raise BackendError(f"{self.name}: {failed}: {trouble.what}; {advice}") from exc
             attempt += 1
             time.sleep(self._pause_s(attempt, trouble))
