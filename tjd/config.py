@@ -63,14 +63,19 @@ class BackendConfig:
     retries: int = flag(5, "Further attempts per failed call, with growing pauses.")
     timeout_s: float = flag(120.0, "Seconds per attempt.")
     batch_size: int = flag(32, "Prompts at once of a local model.")
+    batch_api: bool = flag(
+        False, "Ask a remote model through its provider's batch API: half price, answers within a day."
+    )
+    job_size: int = flag(50_000, "Requests per job of the batch API, at most.")
+    poll_s: float = flag(30.0, "Seconds between looks at the jobs of the batch API.")
     cache_tag: str = flag(
         "", "Any text; answers kept under another are asked anew: for a model that changed under its name."
     )
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _at_least(self, 1, "concurrency", "batch_size")
-        _at_least(self, 0, "retries", "timeout_s")
+        _at_least(self, 1, "concurrency", "batch_size", "job_size")
+        _at_least(self, 0, "retries", "timeout_s", "poll_s")
 
 
 ENGINE_HELP = "What runs the judges; `vllm` for heads of `verdict`, where it is installed (docs/overlap.md)."

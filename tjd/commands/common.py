@@ -111,6 +111,16 @@ class Written:
             )
 
 
+class Waiting:
+    """What models are waiting for, whenever a bar is drawn."""
+
+    def __init__(self, models: "Sequence[Teacher]") -> None:
+        self._models = models
+
+    def __str__(self) -> str:
+        return "; ".join(model.usage.waiting for model in self._models if model.usage.waiting)
+
+
 def rows_of(table: "Table", where: Sequence[str], limit: int) -> "Iterator[Row]":
     """The rows that `--where` keeps, as many as `--limit` allows; to keep none is an error."""
     from tjd import tables
@@ -152,7 +162,7 @@ def write(
         for model in models:
             stack.enter_context(closing(model))  # calls in flight are paid: they may still arrive and be kept
         bars = stack.enter_context(progress())
-        task = bars.add_task(stage, total=total)
+        task = bars.add_task(stage, total=total, note=Waiting(models))
         tables.write_rows(advancing(written.count(rows), bars, task), out, schema, source)
     told = [counted(written.n_rows, "row")]
     if written.n_null:

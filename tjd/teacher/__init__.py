@@ -2,7 +2,8 @@
 
 - `recorded:FILE`: completions recorded before (`recorded.py`);
 - `hf:NAME`: a local model through transformers, batched (`local.py`); `hf:embedded` is SmolLM2-135M-Instruct;
-- any other name goes to litellm (`remote.py`): `gemini/gemini-3-pro-preview`, `hosted_vllm/...`, `openai/...`.
+- any other name goes to litellm (`remote.py`): `gemini/gemini-3-pro-preview`, `hosted_vllm/...`, `openai/...`; with
+  `--batch-api` to the provider's batch endpoint (`batch.py`).
 
 Completions are kept on disk as they arrive (`cache.py`), which is how a killed command resumes. What a completion
 says is read in `reading.py`.
@@ -96,6 +97,7 @@ class Usage:
     prompt_tokens: int = 0  # of the calls made now, where known
     tokens: int = 0  # of their completions, where known
     cost_usd: float | None = 0.0  # of the calls made now; null as soon as one price is unknown
+    waiting: str = ""  # for what, where that takes long
 
     def add(self, completion: Completion) -> None:
         """Count a call."""
@@ -137,7 +139,7 @@ def open_teacher(name: str, config: BackendConfig, cache: Path | None) -> Teache
         cache: Folder of the completions on disk; null keeps none, and a killed run starts over.
 
     Raises:
-        ConfigError: The model folder does not exist.
+        ConfigError: The model folder does not exist, or a provider has no batch API that is known here.
         DataError: The recording cannot be read.
         BackendError: Unknown provider, or its API key is missing.
     """
@@ -150,6 +152,10 @@ def open_teacher(name: str, config: BackendConfig, cache: Path | None) -> Teache
         from tjd.teacher.local import Local
 
         return Local(rest, config, cache)
+    if config.batch_api:
+        from tjd.teacher.batch import Batch
+
+        return Batch(name, config, cache)
     from tjd.teacher.remote import Remote
 
     return Remote(name, config, cache)

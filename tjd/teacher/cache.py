@@ -8,7 +8,7 @@ it. Failed calls are not kept: they are asked again.
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -48,7 +48,7 @@ class Ledger:
         """
         self.usage = usage
         self._model, self._folder = model, folder
-        self._identity = f"{identity}\x1f{tag}" if tag else identity
+        self.identity = f"{identity}\x1f{tag}" if tag else identity
         self._connection: sqlite3.Connection | None = None
 
     def key(self, request: Request) -> bytes:
@@ -57,14 +57,14 @@ class Ledger:
         # left out where they are not used, so that keys of plain requests stay as they were
         form = {"schema": request.schema, "logprobs": request.logprobs}
         form = [form] if any(form.values()) else []
-        parts = json.dumps([self._identity, request.messages, *sampling, *form], ensure_ascii=False)
+        parts = json.dumps([self.identity, request.messages, *sampling, *form], ensure_ascii=False)
         return hashlib.sha256(parts.encode()).digest()
 
     def find(self, request: Request) -> Completion | None:
         """The completion that arrived before, if one did."""
         if self._folder is None:
             return None
-        with self._cache() as cache:
+        with self.connection() as cache:
             found = cache.execute(f"SELECT {COLUMNS} FROM completions WHERE key = ?", (self.key(request),)).fetchone()
         if found is None:
             return None
@@ -75,18 +75,21 @@ class Ledger:
 
     def enter(self, arrived: Iterable[tuple[Request, Completion]]) -> None:
         """Count calls that were made, and keep those that were answered; all of them or, if killed here, none."""
-        arrived = list(arrived)
+        self.enter_keyed([(self.key(request), completion) for request, completion in arrived])
+
+    def enter_keyed(self, arrived: Sequence[tuple[bytes, Completion]]) -> None:
+        """The same where all that is known of a request is its key."""
         for _, completion in arrived:
             self.usage.add(completion)
         if self._folder is None:
             return
         rows = [
-            (self.key(request), self._model, c.text, c.finish_reason, c.n_prompt_tokens, c.n_tokens, c.cost_usd,
+            (key, self._model, c.text, c.finish_reason, c.n_prompt_tokens, c.n_tokens, c.cost_usd,
              None if c.logprobs is None else json.dumps(c.logprobs))
-            for request, c in arrived
+            for key, c in arrived
             if c.text is not None
         ]  # fmt: skip
-        with self._cache() as cache, cache:
+        with self.connection() as cache, cache:
             cache.executemany(
                 f"INSERT OR IGNORE INTO completions (key, model, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows
             )
@@ -98,7 +101,8 @@ class Ledger:
             self._connection = None
 
     @contextmanager
-    def _cache(self) -> Iterator[sqlite3.Connection]:
+    def connection(self) -> Iterator[sqlite3.Connection]:
+        """The open file; what goes wrong with it becomes one line."""
         try:
             if self._connection is None:
                 self._connection = self._open()

@@ -228,8 +228,13 @@ def understood(exc: Exception) -> Trouble:
     if isinstance(exc, TimeoutError):
         return Trouble("no answer in time (--timeout-s)", retry=True)
     garbage = status is None  # a reply that could not be read, or a connection that broke
-    retry = garbage or status in (408, 409, 425, 429) or status >= 500
+    retry = garbage or may_pass(status)
     return Trouble(what, retry=retry, retry_after_s=_retry_after_s(exc))
+
+
+def may_pass(status: int) -> bool:
+    """Whether a call that got this HTTP status may succeed later."""
+    return status in (408, 409, 425, 429) or status >= 500
 
 
 def _retry_after_s(exc: Exception) -> float:

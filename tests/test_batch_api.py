@@ -1,0 +1,348 @@
+"""`--batch-api`: the real command line against a server that speaks OpenAI's batch protocol.
+
+What a user sees is in the first tests: requests travel as a job, the job is looked at until it has ended, its results
+make the table. The others kill, break and expire things: nothing is submitted twice, and every row has a verdict or a reason.
+"""
+
+import gc
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.batch_server import Job, serve_batches
+from tests.server import Reply, last_user
+from tests.test_cli import fails, tjd
+from tjd import tables
+
+# litellm opens a client for each call, and leaves it to the garbage collector
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+    pytest.mark.usefixtures("collected"),
+]
+
+SERVED = "openai/gpt-4o-mini"
+WARM = {
+    "constraint_id": "warm", "kind": "soft", "category": "style", "text": "Be warm.", "checker": None, "kwargs": None
+}  # fmt: skip
+CLI = [sys.executable, "-m", "tjd.cli"]
+
+
+@pytest.fixture
+def server(monkeypatch, cache):
+    with serve_batches(lambda body, before: Reply("Yes")) as running:
+        monkeypatch.setenv("OPENAI_API_BASE", running.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
+        yield running
+
+
+@pytest.fixture(scope="module")
+def collected():
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def responses(tmp_path):
+    path = tmp_path / "responses.parquet"
+    rows = [
+        {"response_id": f"r{i}", "query": "what?", "response": f"response {i}.", "constraints": [WARM]}
+        for i in range(9)
+    ]
+    tables.write_rows(rows, str(path), tables.output_schema("responses"), {})
+    return path
+
+
+def label(responses, out, *more):
+    return ["label", responses, "-t", SERVED, "--batch-api", "--poll-s", "0.01", "-o", out, *more]
+
+
+def number(body):
+    """Which of the responses a request is about."""
+    return int(re.search(r"response (\d)\.", body["messages"][0]["content"])[1])
+
+
+def verdicts(out):
+    return [(row["followed"], row["error"]) for row in tables.open_table(str(out), "labels").read().to_pylist()]
+
+
+def n_posts(server, path):
+    return server.calls.count(f"POST {path}")
+
+
+def test_a_table_is_labelled_by_one_job_at_half_the_price(server, responses, tmp_path):
+    server.script = lambda body, before: Reply("Yes" if number(body) < 5 else "No")
+    server.patience = 2
+    out = tmp_path / "labels.parquet"
+    told = tjd(*label(responses, out)).stderr
+
+    assert server.calls == [
+        "POST /files", "GET /batches", "POST /batches",
+        "GET /batches/batch_0", "GET /batches/batch_0", "GET /batches/batch_0",  # validating, in_progress, completed
+        "GET /files/batch_0-out/content",
+    ]  # fmt: skip
+    line = server.lines()[0]
+    assert line["body"].keys() == {"model", "messages", "temperature", "max_tokens", "seed"}
+    assert (line["method"], line["url"], line["body"]["model"]) == ("POST", "/v1/chat/completions", "gpt-4o-mini")
+    assert verdicts(out) == [(True, None)] * 5 + [(False, None)] * 4  # in the order of the table
+    [row, *_] = tables.open_table(str(out), "labels").read().to_pylist()
+    n_prompt = len(last_user(line["body"]).split())
+    assert row["cost_usd"] == pytest.approx(n_prompt * 0.075e-6 + 1 * 0.3e-6)  # live: 0.15 and 0.6
+    assert f"9 calls (0 more from the cache), {9 * n_prompt}+9 tokens, ${9 * row['cost_usd']:.4f}" in told
+
+    asked = len(server.calls)
+    again = tmp_path / "again.parquet"
+    assert "0 calls (9 more from the cache)" in tjd(*label(responses, again)).stderr
+    assert "0 calls (9 more" in tjd("label", responses, "-t", SERVED, "-o", again).stderr  # nor without --batch-api
+    assert len(server.calls) == asked
+    assert again.read_bytes() == out.read_bytes()
+
+
+def test_files_are_of_bounded_size_and_equal_requests_go_out_once(server, responses, tmp_path):
+    out = tmp_path / "labels.parquet"
+    rows = tables.open_table(str(responses), "responses").read().to_pylist()
+    twice = [row | {"response_id": f"{row['response_id']} {i}"} for i in range(2) for row in rows]
+    tables.write_rows(twice, str(responses), tables.output_schema("responses"), {})
+    told = tjd(*label(responses, out, "--votes", "2", "--job-size", "8")).stderr
+    assert [len(server.files[job.file]) for job in server.jobs] == [8, 8, 2]  # votes differ in their seed
+    assert "18 calls (18 more from the cache)" in told
+    tjd(*label(responses, tmp_path / "more.parquet", "--votes", "3"))
+    assert len(server.lines()) == 27  # the third votes alone
+
+
+def test_what_cannot_be_read_is_asked_again_in_a_second_job(server, responses, tmp_path):
+    server.script = lambda body, before: Reply("Yes" if len(body["messages"]) > 1 or number(body) else "Perhaps")
+    out = tmp_path / "labels.parquet"
+    tjd(*label(responses, out))
+    assert [len(server.files[job.file]) for job in server.jobs] == [9, 1]
+    assert verdicts(out) == [(True, None)] * 9
+
+
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param(signal.SIGKILL, id="kill -9"), pytest.param(signal.SIGINT, id="Ctrl-C", marks=pytest.mark.slow)],
+)
+def test_a_command_that_dies_while_it_waits_finds_its_job_again(how, server, responses, tmp_path, monkeypatch):
+    whole, resumed = tmp_path / "whole.parquet", tmp_path / "resumed.parquet"
+    tjd(*label(responses, whole))
+    server.jobs.clear()
+    monkeypatch.setenv("TJD_CACHE", str(tmp_path / "another"))
+
+    server.ending.clear()
+    cli = [
+        sys.executable,
+        "-c",  # a process that is started in the background may inherit that Ctrl-C is ignored
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from tjd.cli import main; main()",
+    ]
+    doomed = subprocess.Popen([*cli, *map(str, label(responses, resumed))], stderr=subprocess.PIPE)
+    while not server.jobs or server.jobs[0].looks < 3:
+        assert doomed.poll() is None
+        time.sleep(0.01)
+    doomed.send_signal(how)
+    doomed.communicate(timeout=20)
+    assert not resumed.exists()
+    server.ending.set()
+
+    assert "9 calls" in tjd(*label(responses, resumed)).stderr
+    assert len(server.jobs) == 1  # in spite of two commands
+    assert resumed.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("status", "n_files"),
+    [
+        pytest.param(0, 1, id="taken, but the answer is lost"),
+        pytest.param(500, 1, id="down"),
+        pytest.param(400, 2, id="refused"),
+    ],
+)
+def test_a_command_that_ends_while_it_submits_neither_loses_nor_doubles_the_job(
+    status, n_files, server, responses, tmp_path
+):
+    out = tmp_path / "labels.parquet"
+    server.trouble = lambda method, path: status if (method, path) == ("POST", "/batches") else None
+    error = fails(5, *label(responses, out, "--retries", "0"))
+    assert error.startswith(f"{SERVED}: a batch job cannot be submitted: ")
+    server.trouble = lambda method, path: None
+    tjd(*label(responses, out))
+    assert (len(server.files), len(server.jobs)) == (n_files, 1)
+    assert verdicts(out) == [(True, None)] * 9
+
+
+@pytest.mark.slow
+def test_a_job_that_was_taken_is_not_submitted_again_by_a_retry(server, responses, tmp_path):
+    for i in range(5):  # other jobs of this account, on later pages of its list
+        server.jobs.append(Job(f"another_{i}", "file_x", 2_000_000_000))
+    server.files["file_x"] = []
+    heard = []
+
+    def trouble(method, path):
+        if (method, path) == ("POST", "/batches") and not heard:
+            heard.append(path)
+            return 0
+        return None
+
+    server.trouble = trouble
+    tjd(*label(responses, tmp_path / "labels.parquet"))
+    assert n_posts(server, "/batches") == 1
+    assert len(server.jobs) == 6
+
+
+def test_results_are_read_row_by_row(server, responses, tmp_path):
+    replies = {
+        0: lambda before: Reply("No"),
+        1: lambda before: Reply("too long", 400),  # this row's own fault: null
+        2: lambda before: Reply("busy", 503) if before == 0 else Reply("Yes"),
+        3: lambda before: Reply("broken", 500),  # past all retries: null
+        4: lambda before: None if before == 0 else Reply("Yes"),  # missing
+        5: lambda before: Reply(raw=b'{"custom_id": "tru') if before == 0 else Reply("Yes"),
+        6: lambda before: None,
+        7: lambda before: Reply("slow down", 429) if before < 2 else Reply("No"),
+        8: lambda before: Reply("Perhaps"),
+    }
+    server.script = lambda body, before: replies[number(body)](before)
+    out = tmp_path / "labels.parquet"
+    told = tjd("-v", *label(responses, out, "--retries", "2", "--max-invalid", "1")).stderr
+    assert verdicts(out) == [
+        (False, None),
+        (None, "the call failed: 400: too long"),
+        (True, None),
+        (None, "the call failed: 500: broken"),
+        (True, None),
+        (True, None),
+        (None, "the batch job completed without this request"),
+        (False, None),
+        (None, "neither Yes nor No"),
+    ]
+    assert [len(server.files[job.file]) for job in server.jobs] == [9, 6, 3, 1]  # the last: the question once more
+    assert "3 failed" in told
+
+
+def test_a_job_that_expires_keeps_what_it_did_and_the_rest_goes_into_another(server, responses, tmp_path):
+    server.end = lambda number: "expired" if number == 0 else "completed"
+    server.script = lambda body, before: None if before == 0 and number(body) % 2 else Reply("Yes")
+    out = tmp_path / "labels.parquet"
+    tjd(*label(responses, out))
+    assert [len(server.files[job.file]) for job in server.jobs] == [9, 4]
+    assert verdicts(out) == [(True, None)] * 9
+
+
+@pytest.mark.parametrize(
+    ("end", "retries", "reason"),
+    [
+        ("expired", 0, "the call failed: batch_expired: This request could not be executed in time."),
+        ("cancelled", 5, "the batch job was cancelled"),
+        ("failed", 5, "the batch job failed: no such model"),
+    ],
+)
+def test_a_job_that_ends_badly_gives_nulls_with_the_reason(end, retries, reason, server, responses, tmp_path):
+    server.end = lambda number: end
+    server.errors = {"object": "list", "data": [{"code": "model_not_found", "message": "no such\nmodel"}]}
+    server.script = lambda body, before: None if number(body) else Reply("Yes")
+    out = tmp_path / "labels.parquet"
+    error = fails(5, *label(responses, out, "--retries", retries))
+    n_null = 9 if end == "failed" else 8
+    assert error.startswith(f"{n_null} of 9 rows have no followed (mostly: {reason})")
+    assert verdicts(out)[-n_null:] == [(None, reason)] * n_null
+    assert len(server.jobs) == 1
+
+    server.end, server.script = lambda number: "completed", lambda body, before: Reply("Yes")
+    tjd(*label(responses, out))
+    assert len(server.lines()) == 9 + n_null  # what was answered is not asked again
+    assert verdicts(out) == [(True, None)] * 9
+
+
+@pytest.mark.slow
+def test_a_full_queue_is_waited_for(server, responses, tmp_path):
+    server.errors = {"object": "list", "data": [{"code": "token_limit_exceeded", "message": "Enqueued token limit"}]}
+    server.end = lambda number: "failed" if number in (1, 2) else "completed"
+    out = tmp_path / "labels.parquet"
+    tjd(*label(responses, out, "--job-size", "3"))
+    assert verdicts(out) == [(True, None)] * 9
+    assert len(server.jobs) == 5
+
+
+def test_looks_that_fail_are_repeated(server, responses, tmp_path):
+    looks = []
+
+    def trouble(method, path):
+        if path.startswith("/batches/"):
+            looks.append(path)
+            return 503 if len(looks) % 2 else None
+        return None
+
+    server.trouble = trouble
+    tjd(*label(responses, tmp_path / "labels.parquet", "--retries", "0"))
+    assert len(looks) == 2
+
+
+@pytest.mark.slow
+def test_a_job_of_another_account_is_not_paid_again_in_silence(server, responses, tmp_path):
+    server.trouble = lambda method, path: 503 if path.startswith("/batches/") else None
+    out = tmp_path / "labels.parquet"
+    error = fails(5, *label(responses, out))
+    assert error.endswith("UTC is kept: run the same command again when the server is well")
+    server.trouble = lambda method, path: 404 if path.startswith("/batches/") else None
+    error = fails(5, *label(responses, out))
+    assert "batch job batch_0 of 20" in error
+    assert "set the key it was submitted with, or leave out --batch-api to ask anew" in error
+    assert len(server.jobs) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "key"),
+    [("gemini/gemini-3-pro-preview", "GEMINI_API_KEY"), ("anthropic/claude-sonnet-4-5", "ANTHROPIC_API_KEY")],
+)
+def test_a_provider_without_a_batch_api_is_told_before_any_work(model, key, server, responses, tmp_path, monkeypatch):
+    monkeypatch.setenv(key, "a-key-0123456789")
+    error = fails(2, *label(responses, tmp_path / "labels.parquet", "-t", model))
+    assert error == (
+        f"--batch-api is there for openai/... and hosted_vllm/..., not for {model}; leave it out to ask call by call"
+    )
+
+
+def test_a_server_of_ones_own_gets_its_own_key_and_may_lack_a_batch_api(server, responses, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOSTED_VLLM_API_BASE", server.url)
+    monkeypatch.setenv("HOSTED_VLLM_API_KEY", "own-key-0123456789")
+    monkeypatch.setenv("OPENAI_API_BASE", "http://127.0.0.1:9/v1")
+    out = tmp_path / "labels.parquet"
+    tjd(*label(responses, out, "-t", "hosted_vllm/some/model"))
+    assert verdicts(out) == [(True, None)] * 9
+    assert server.keys == {"Bearer own-key-0123456789"}
+    assert server.lines()[0]["body"]["model"] == "some/model"
+    server.trouble = lambda method, path: 404
+    error = fails(5, *label(responses, out, "-t", "hosted_vllm/another"))
+    assert "a batch file cannot be uploaded: 404" in error
+    assert error.endswith("if this server takes no such batches, leave out --batch-api to ask call by call")
+
+
+@pytest.mark.slow
+def test_two_commands_at_once_submit_each_request_once(server, responses, tmp_path):
+    server.patience = 10
+    outs = [tmp_path / f"{i}.parquet" for i in range(2)]
+    both = [
+        subprocess.Popen([*CLI, *map(str, label(responses, out))], env=os.environ, stderr=subprocess.DEVNULL)
+        for out in outs
+    ]
+    assert [process.wait(timeout=60) for process in both] == [0, 0]
+    assert len(server.lines()) == 9
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+
+
+def test_sample_and_synthesize_take_it_too(server, tmp_path):
+    instructions = [{"query_id": "q", "instruction_id": "i", "query": "what?", "instruction": "What? Be warm."}]
+    table = tmp_path / "instructions.parquet"
+    tables.write_rows(instructions, str(table), tables.output_schema("instructions"), {})
+    batch = ["--batch-api", "--poll-s", "0.01", "-o", tmp_path / "out.parquet"]
+    assert "2 calls" in tjd("sample", table, "-m", SERVED, *batch).stderr
+    told = {"constraints": [{"category": "style", "text": "Be warm."}], "instruction": "What? Be warm."}
+    server.script = lambda body, before: Reply(json.dumps(told))
+    queries = tmp_path / "queries.jsonl"
+    queries.write_text('{"query": "what?"}\n')
+    assert "1 calls" in tjd("synthesize", queries, "-t", SERVED, "-c", "style", *batch).stderr
+    assert len(server.jobs) == 2
