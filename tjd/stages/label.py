@@ -14,7 +14,7 @@ from typing import Any
 from tjd.config import LabelConfig, Mode
 from tjd.prompts import Prompt
 from tjd.tables import Row
-from tjd.teacher import Ask, Completion, Request
+from tjd.teacher import Ask, Completion, Number, Request
 from tjd.teacher.verdicts import once_more, read, verdict_request
 
 NEED = ("response_id", "query", "response", "constraints")
@@ -36,6 +36,8 @@ class Opinion:
     agreement: float | None = None
     error: str | None = None
     cost_usd: float | None = 0.0
+    n_prompt_tokens: int | None = 0
+    n_completion_tokens: int | None = 0
     teacher: str | None = None
 
 
@@ -106,18 +108,31 @@ def majority(votes: Sequence[bool | None]) -> tuple[bool | None, float | None]:
 
 
 def _tallied(completions: Sequence[Completion], n: int, mode: Mode) -> list[Opinion]:
-    """One opinion per constraint of a question; the cost of a completion is shared equally by them."""
+    """One opinion per constraint of a question; cost and tokens of a completion are shared equally by them."""
     ballots = [read(completion, None if mode == "pointwise" else n) for completion in completions]
     first_reason = next((reason for _, reason in ballots if reason), None)
-    costs = [completion.cost_usd for completion in completions]
-    known = [cost for cost in costs if cost is not None]
-    cost_usd = sum(known) / n if len(known) == len(costs) else None
+    cost_usd = _total([completion.cost_usd for completion in completions])
+    prompt_tokens = _shares(_total([completion.n_prompt_tokens for completion in completions]), n)
+    tokens = _shares(_total([completion.n_tokens for completion in completions]), n)
     opinions = []
-    for votes in zip(*(verdicts for verdicts, _ in ballots), strict=True):
+    for place, votes in enumerate(zip(*(verdicts for verdicts, _ in ballots), strict=True)):
         followed, agreement = majority(votes)
         error = TIED if followed is None and agreement is not None else first_reason
-        opinions.append(Opinion(mode, votes, followed, agreement, error, cost_usd, completions[0].model))
+        share_usd = None if cost_usd is None else cost_usd / n
+        used = (share_usd, prompt_tokens[place], tokens[place])
+        opinions.append(Opinion(mode, votes, followed, agreement, error, *used, completions[0].model))
     return opinions
+
+
+def _total(values: Sequence[Number | None]) -> Number | None:
+    """The sum; null if one is."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def _shares(total: int | None, n: int) -> list[int | None]:
+    """`n` whole numbers that differ by one at most and sum to the total; nulls if it is null."""
+    return [None if total is None else total // n + (place < total % n) for place in range(n)]
 
 
 def _unasked(row: Row, constraint: Constraint, mode: Mode, check: Check) -> Opinion:
@@ -151,5 +166,7 @@ def _labelled(row: Row, constraint: Constraint, opinion: Opinion) -> Row:
         "teacher": opinion.teacher,
         "error": opinion.error,
         "cost_usd": opinion.cost_usd,
+        "n_prompt_tokens": opinion.n_prompt_tokens,
+        "n_completion_tokens": opinion.n_completion_tokens,
     }
     return {**row, **about, **verdict}

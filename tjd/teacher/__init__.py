@@ -14,10 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar
 
 from tjd.config import BackendConfig
 from tjd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tjd.teacher.budget import Budget, Price
 
 Number = TypeVar("Number", int, float)
 
@@ -82,6 +85,7 @@ class Usage:
     prompt_tokens: int = 0  # of the calls made now, where known
     tokens: int = 0  # of their completions, where known
     cost_usd: float | None = 0.0  # of the calls made now; null as soon as one price is unknown
+    saved_usd: float = 0.0  # what the completions from disk cost when they were asked for, where known
 
     def add(self, completion: Completion) -> None:
         """Count a call."""
@@ -99,6 +103,7 @@ class Teacher(Protocol):
 
     name: str  # as tables show it, never a path
     usage: Usage
+    price: "Price | None"  # of a token; null if unknown
 
     @property
     def digest(self) -> str | None:
@@ -109,21 +114,26 @@ class Teacher(Protocol):
         """See `Ask`."""
         ...
 
+    def find(self, request: Request) -> Completion | None:
+        """The completion that is on disk, for which no call is made."""
+        ...
+
     def close(self) -> None:
         """Free what is held; asking again is possible and opens it anew."""
         ...
 
 
-def open_teacher(name: str, config: BackendConfig, cache: Path | None) -> Teacher:
+def open_teacher(name: str, config: BackendConfig, cache: Path | None, budget: "Budget | None" = None) -> Teacher:
     """Check that a model can be asked. Weights are loaded, and servers called, with the first request only.
 
     Args:
         name: `recorded:FILE`, `hf:NAME`, or a litellm name.
         config: How to reach it.
         cache: Folder of the completions on disk; null keeps none, and a killed run starts over.
+        budget: What the run may spend, shared by its models; null has no cap.
 
     Raises:
-        ConfigError: The model folder does not exist.
+        ConfigError: The model folder does not exist, or the budget has a cap and the price of the model is unknown.
         DataError: The recording cannot be read.
         BackendError: Unknown provider, or its API key is missing.
     """
@@ -136,9 +146,10 @@ def open_teacher(name: str, config: BackendConfig, cache: Path | None) -> Teache
         from tjd.teacher.local import Local
 
         return Local(rest, config, cache)
+    from tjd.teacher.budget import Budget
     from tjd.teacher.remote import Remote
 
-    return Remote(name, config, cache)
+    return Remote(name, config, cache, budget or Budget())
 
 
 def in_turn(teachers: Sequence[Teacher]) -> Iterator[tuple[str, Ask]]:

@@ -66,7 +66,9 @@ class Ledger:
             return None
         self.usage.cached += 1
         text, *rest = found
-        return Completion(text, self._model, *rest)
+        completion = Completion(text, self._model, *rest)
+        self.usage.saved_usd += completion.cost_usd or 0.0
+        return completion
 
     def enter(self, arrived: Iterable[tuple[Request, Completion]]) -> None:
         """Count calls that were made, and keep those that were answered; all of them or, if killed here, none."""
