@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tjd import __version__
@@ -245,8 +244,10 @@ class Table:
             return n
         n_elements = 0
         for batch in self.batches([elements]):
-            n_elements += pc.sum(pc.list_value_length(batch.column(0)[:n])).as_py() or 0
-            n -= min(n, len(batch))
+            n_elements += len(batch.column(0)[:n].flatten())
+            n -= len(batch)
+            if n <= 0:
+                break
         return n_elements
 
     def read(self) -> pa.Table:

@@ -248,13 +248,10 @@ def open_models(
         need(command, "teacher", "litellm")
     from tjd.backbone import cache_folder
     from tjd.teacher import open_teacher
+    from tjd.teacher.plan import Planned
 
     models = [open_teacher(name, backend, cache_folder(), budget) for name in names]
-    if dry_run:
-        from tjd.teacher.plan import Planned
-
-        return [Planned(model) for model in models]
-    return models
+    return [Planned(model) if dry_run else model for model in models]
 
 
 def open_budget(names: Sequence[str], backend: BackendConfig) -> "Budget":

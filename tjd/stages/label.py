@@ -14,7 +14,7 @@ from typing import Any
 from tjd.config import LabelConfig, Mode
 from tjd.prompts import Prompt
 from tjd.tables import Row
-from tjd.teacher import Ask, Completion, Number, Request
+from tjd.teacher import Ask, Completion, Request
 from tjd.teacher.verdicts import once_more, read, verdict_request
 
 NEED = ("response_id", "query", "response", "constraints")
@@ -124,10 +124,9 @@ def _tallied(completions: Sequence[Completion], n: int, mode: Mode) -> list[Opin
     return opinions
 
 
-def _total(values: Sequence[Number | None]) -> Number | None:
+def _total(values: Sequence[Any]) -> Any:
     """The sum; null if one is."""
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
+    return None if None in values else sum(values)
 
 
 def _shares(total: int | None, n: int) -> list[int | None]:

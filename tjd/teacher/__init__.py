@@ -103,7 +103,11 @@ class Teacher(Protocol):
 
     name: str  # as tables show it, never a path
     usage: Usage
-    price: "Price | None"  # of a token; null if unknown
+
+    @property
+    def price(self) -> "Price | None":
+        """Of a token; null if unknown."""
+        ...
 
     @property
     def digest(self) -> str | None:

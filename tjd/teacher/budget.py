@@ -23,7 +23,7 @@ from tjd.errors import BudgetError, ConfigError
 from tjd.teacher import Request
 
 MILLION = 1_000_000
-CONVERSATION_TOKENS, MESSAGE_TOKENS = 64, 16  # of a chat template, at most
+CONVERSATION_TOKENS, MESSAGE_TOKENS = 128, 16  # of a chat template, at most
 BYTES_PER_TOKEN = 4  # of English text, about
 LONG_TOKENS = 100_000  # no provider asks more per token for shorter prompts
 
@@ -96,28 +96,29 @@ def require_priced(config: BackendConfig, names: Sequence[str]) -> None:
                 )
             if name and name not in remote:
                 raise ConfigError(
-                    f"{flag} {name}={usd:g}: this command does not ask {name}; it asks {', '.join(remote)}"
+                    f"{flag} {name}={usd:g}: this command does not ask {name}; it asks {', '.join(remote) or 'none'}"
                 )
 
 
 def most_prompt_tokens(request: Request) -> int:
     """Tokens of the conversation, from above."""
-    n_bytes = sum(len(message["content"].encode("utf-8", "replace")) for message in request.messages)
-    return n_bytes + MESSAGE_TOKENS * len(request.messages) + CONVERSATION_TOKENS
+    return _n_bytes(request) + MESSAGE_TOKENS * len(request.messages) + CONVERSATION_TOKENS
 
 
 def about_prompt_tokens(request: Request) -> int:
     """Tokens of the conversation, as a plan tells them."""
-    return sum(math.ceil(len(message["content"].encode("utf-8", "replace")) / BYTES_PER_TOKEN)
-               for message in request.messages)  # fmt: skip
+    return math.ceil(_n_bytes(request) / BYTES_PER_TOKEN)
+
+
+def _n_bytes(request: Request) -> int:
+    return sum(len(message["content"].encode("utf-8", "replace")) for message in request.messages)
 
 
 @dataclass(slots=True)
 class Bill:
     """What one attempt came to, as its sender fills it in."""
 
-    most_usd: float
-    usd: float | None = None  # null: unknown, so all of `most_usd` may be asked for
+    usd: float | None = None  # null: nobody can tell, so all that was reserved may be asked for
 
 
 class Budget:
@@ -154,7 +155,7 @@ class Budget:
             most = most_usd * self._growth
         self._in_flight += 1
         self.reserved_usd += most
-        bill = Bill(most)
+        bill = Bill()
         try:
             yield bill
         finally:
@@ -168,9 +169,9 @@ class Budget:
             self._settled.clear()
 
     def _told(self, most_usd: float) -> str:
-        doubtful = f" (${self.doubtful_usd:.4f} of it for calls that failed and may be billed)" * bool(
-            self.doubtful_usd
-        )
+        doubtful = ""
+        if self.doubtful_usd:
+            doubtful = f" (${self.doubtful_usd:.4f} of it for calls that failed and may be billed)"
         return (
             f"--max-cost {self.cap_usd:g} is reached: ${self.spent_usd:.4f} spent{doubtful}, and the next call can cost "
             f"${most_usd:.4f}; nothing is lost: raise --max-cost and run the same command to continue, what arrived costs "

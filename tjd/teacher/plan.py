@@ -7,7 +7,7 @@ counted and answered with nothing, once where requests are equal.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from tjd.teacher import Again, Completion, Request, Teacher, Usage, follow_up
+from tjd.teacher import Again, Completion, Request, Teacher, follow_up
 from tjd.teacher.budget import about_prompt_tokens
 
 UNASKED = "not asked: this is a dry run"
@@ -33,12 +33,8 @@ class Planned:
         self._teacher = teacher
         self._seen: set[int] = set()
         self.name, self.price = teacher.name, teacher.price
+        self.usage = teacher.usage  # of what was found on disk
         self.totals = Totals()
-
-    @property
-    def usage(self) -> Usage:
-        """What was found on disk."""
-        return self._teacher.usage
 
     @property
     def digest(self) -> str | None:
