@@ -317,7 +317,7 @@ def tell_plan(rows: "Iterable[Row]", models: "Sequence[Teacher]", out: str) -> N
             "prompt tokens (about)": str(totals.prompt_tokens),
             "completion tokens (at most)": str(totals.most_tokens),
             "cost (at most)": "price unknown" if totals.most_usd is None else f"${totals.most_usd:.4f}",
-            "cost (by the cached)": "-" if likely is None else f"${likely:.4f}",
+            "cost (likely)": "-" if likely is None else f"${likely:.4f}",
         }
         lines.append(((model.name,), cells))
     print_numbers("Dry run", ("model",), lines, answers_to(out))
