@@ -101,7 +101,11 @@ class Remote:
 
     def close(self) -> None:
         """Give the calls in flight a moment to arrive, since they are paid for; then close the cache."""
-        asyncio.run_coroutine_threadsafe(self._close(), _event_loop()).result()
+        loop = _event_loop()
+        closed = asyncio.run_coroutine_threadsafe(self._close(), loop)
+        # a generator that an error left open is closed by whoever collects garbage, the loop's thread at times
+        if asyncio._get_running_loop() is not loop:
+            closed.result()
 
     async def _close(self) -> None:
         if self._in_flight:
