@@ -282,6 +282,8 @@ instruction = st.fixed_dictionaries(
         **{name: st.none() | text for name in ("query_id", "query", "language", "source", "instruction", "error")},
         "constraints": st.none() | st.lists(constraint, max_size=3),
         "cost_usd": st.none() | st.floats(allow_nan=False),
+        "n_prompt_tokens": st.none() | st.integers(0, 2**40),
+        "n_completion_tokens": st.none() | st.integers(0, 2**40),
     }
 )
 
@@ -314,6 +316,15 @@ def test_queries_as_a_person_writes_them(tmp_path: Path, text: str) -> None:
     assert [row["query"] for row in rows] == ["one", "zwei"]
     if '"query_id"' in text:
         assert [row["query_id"] for row in rows] == ["1", "b"]
+
+
+def test_rows_are_counted_before_they_are_read(tmp_path: Path) -> None:
+    constraint = dict.fromkeys(("constraint_id", "kind", "category", "text", "checker", "kwargs"))
+    rows = [{"response_id": str(i), "constraints": [constraint] * i if i else None} for i in range(5)]
+    table = tables.open_table(write(tmp_path / "r.parquet", rows, "responses"), "responses")
+    assert [table.n_rows([], limit) for limit in (0, 3, 9)] == [5, 3, 5]
+    assert [table.n_rows([], limit, "constraints") for limit in (0, 3, 9)] == [10, 3, 10]
+    assert table.n_rows(["response_id=1"], 0) is None
 
 
 def test_a_null_that_is_needed_is_told(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Every field is a flag of the same name on the command line (`tjd/flags.py` deriv
 config file, and part of the provenance of what the command writes.
 """
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -71,11 +72,37 @@ class BackendConfig:
     cache_tag: str = flag(
         "", "Any text; answers kept under another are asked anew: for a model that changed under its name."
     )
+    max_cost: float | None = flag(
+        None, "Dollars that this run may spend; no call is sent that could pass them. Exit 7 there; nothing is lost."
+    )
+    price_in: tuple[str, ...] = flag(
+        (),
+        "Dollars per million tokens of the prompt, instead of the known price; MODEL=DOLLARS where several are asked.",
+    )
+    price_out: tuple[str, ...] = flag((), "Likewise, of the completion.")
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check ranges, and that a price has both its parts."""
         _at_least(self, 1, "concurrency", "batch_size", "job_size")
         _at_least(self, 0, "retries", "timeout_s", "poll_s")
+        if self.max_cost is not None and not self.max_cost >= 0:
+            raise ConfigError(f"--max-cost must be at least 0, not {self.max_cost}")
+        if priced(self.price_in).keys() != priced(self.price_out).keys():
+            raise ConfigError("--price-in and --price-out go together; give both for the same models")
+
+
+def priced(given: tuple[str, ...]) -> dict[str, float]:
+    """Model to dollars per million tokens, from `DOLLARS` (under the name "") or `MODEL=DOLLARS`."""
+    prices = {}
+    for text in given:
+        name, _, dollars = text.rpartition("=")
+        try:
+            prices[name] = float(dollars)
+        except ValueError:
+            prices[name] = math.nan
+        if not 0 <= prices[name] < math.inf:
+            raise ConfigError(f"a price is DOLLARS or MODEL=DOLLARS per million tokens, not '{text}'")
+    return prices
 
 
 ENGINE_HELP = "What runs the judges; `vllm` for heads of `verdict`, where it is installed (docs/overlap.md)."

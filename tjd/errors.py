@@ -7,6 +7,7 @@
         CheckerError ...... 3   an unknown checker, or kwargs it does not take
       MissingExtraError ... 4   a command needs packages that are not installed
       BackendError ........ 5   the teacher failed past its retries, or too many verdicts are unreadable
+        BudgetError ....... 7   --max-cost is reached; what arrived is kept
       TrainingError ....... 6   the loss is NaN, no group has any spread of reward, or a judge accepts hacks
     interrupt ............. 130
 
@@ -56,6 +57,12 @@ class BackendError(TjdError):
     """A model backend failed past its retries, or answered too much that cannot be read."""
 
     exit_code = 5
+
+
+class BudgetError(BackendError):
+    """The next call could cost more than is left of `--max-cost`."""
+
+    exit_code = 7
 
 
 class TrainingError(TjdError):

@@ -58,7 +58,9 @@ INSTRUCTIONS = pa.schema(
         pa.field("instruction", pa.string()),  # the query with its constraints woven in; null if the teacher failed
         pa.field("constraints", pa.list_(CONSTRAINT)),  # empty if the teacher failed and the query had no rules
         pa.field("error", pa.string()),  # why `instruction` is null
-        pa.field("cost_usd", pa.float64()),  # of writing this row, null if the price is unknown
+        pa.field("cost_usd", pa.float64()),  # of the calls that made this row, null if the price is unknown
+        pa.field("n_prompt_tokens", pa.int64()),  # of the same calls, null if unknown; 0 where nothing was asked
+        pa.field("n_completion_tokens", pa.int64()),  # likewise
     ]
 )
 RESPONSES = pa.schema(
@@ -71,7 +73,7 @@ RESPONSES = pa.schema(
         pa.field("temperature", pa.float64()),
         pa.field("seed", pa.int64()),
         pa.field("finish_reason", pa.string()),  # "stop", or "length" where the response was cut
-        pa.field("n_tokens", pa.int64()),  # tokens of the response, null if unknown
+        pa.field("n_tokens", pa.int64()),  # tokens of the response, null if unknown; travels along with it
     ]
 )
 LABELS = pa.schema(
@@ -251,6 +253,21 @@ class Table:
         """Stream rows as dictionaries in file order."""
         for batch in self.batches():
             yield from batch.to_pylist()
+
+    def n_rows(self, where: Sequence[str], limit: int, elements: str | None = None) -> int | None:
+        """Rows that `--limit` takes, or elements of a column of lists in them; null where `--where` chooses."""
+        if where:
+            return None
+        n = min(limit or len(self), len(self))
+        if elements is None:
+            return n
+        n_elements = 0
+        for batch in self.batches([elements]):
+            n_elements += len(batch.column(0)[:n].flatten())
+            n -= len(batch)
+            if n <= 0:
+                break
+        return n_elements
 
     def read(self) -> pa.Table:
         """The whole table in memory."""

@@ -42,7 +42,7 @@ def run(
     def complete(request: Request) -> Completion:
         asked.append(request)
         text = answer(request)
-        return Completion(text, "teacher", "stop", cost_usd=0.5, error=None if text is not None else "boom")
+        return Completion(text, "teacher", "stop", 10, 3, 0.5, error=None if text is not None else "boom")
 
     def ask(requests: Iterable[Request], again: Again | None = None) -> Iterator[Completion]:
         for request in requests:
@@ -77,6 +77,8 @@ def test_an_instruction_per_query() -> None:
         ],
         "error": None,
         "cost_usd": 0.5,
+        "n_prompt_tokens": 10,
+        "n_completion_tokens": 3,
     }
 
 
@@ -180,7 +182,7 @@ def test_bad_output_is_asked_again_then_null(answer: str | None, error: str) -> 
     assert row["error"].startswith(error)
     if answer is not None:
         assert asked[1].messages[2]["content"] == f"unusable: {row['error']}"
-        assert row["cost_usd"] == 1.0
+        assert (row["cost_usd"], row["n_prompt_tokens"], row["n_completion_tokens"]) == (1.0, 20, 6)
     assert len(asked) == (2 if answer is not None else 1)
 
 

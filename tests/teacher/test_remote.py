@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -252,6 +253,20 @@ def test_a_run_that_is_broken_off_can_be_taken_up(server: Server, cache: Path) -
     asking.close()
     assert [c.text for c in teacher.ask(numbered(60))] == [f"you said line {i}" for i in range(60)]
     assert set(server.asked.values()) == {1}
+
+
+def test_a_teacher_that_is_closed_on_the_loops_own_thread_does_not_wait_for_itself(server: Server) -> None:
+    from tjd.teacher.remote import _event_loop
+
+    teacher, closed = opened(), threading.Event()
+    list(teacher.ask(numbered(1)))
+
+    def close() -> None:  # as the collection of garbage does
+        teacher.close()
+        closed.set()
+
+    _event_loop().call_soon_threadsafe(close)
+    assert closed.wait(20)
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

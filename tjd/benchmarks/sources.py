@@ -97,6 +97,8 @@ def instruction_row(instruction_id: str, text: str, constraints: Iterable[Mappin
         "details": None,
         "error": None,
         "cost_usd": 0.0,
+        "n_prompt_tokens": 0,
+        "n_completion_tokens": 0,
     }
     return row | more
 

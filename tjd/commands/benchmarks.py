@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tjd.commands.common import AsJson, Limit, MetricsOut, Out, open_models, used, writable
+from tjd.commands.common import AsJson, Limit, MetricsOut, Out, open_budget, open_models, used, writable
 from tjd.commands.data import import_app
 from tjd.commands.terminal import (
     Line,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tjd.benchmarks.responses import Responses
     from tjd.tables import Row
     from tjd.teacher import Again, Ask, Completion, Request, Teacher
+    from tjd.teacher.budget import Budget
 
 app = typer.Typer()
 
@@ -121,8 +122,10 @@ def evaluate_command(
         raise ConfigError(told + hint)
     with ExitStack() as stack:
         bars = stack.enter_context(progress())
-        models, asked, read = _models(config, backend, every, rows, bars)
-        judge = open_models("evaluate", [config.judge], backend)[0] if templates else None
+        judges = [config.judge] if templates else []
+        budget = open_budget([*(name for name in config.model if not Path(name).is_file()), *judges], backend)
+        models, asked, read = _models(config, backend, budget, every, rows, bars)
+        judge = next(iter(open_models("evaluate", judges, backend, budget)), None)
         if judge is not None:
             stack.enter_context(closing(judge))
             if config.judge == "hf:embedded" or config.judge.startswith("recorded:"):
@@ -187,6 +190,7 @@ def _sources(benchmark: Sequence[str], data: Path | None) -> dict[str, str]:
 def _models(
     config: EvaluateConfig,
     backend: BackendConfig,
+    budget: "Budget",
     every: "Mapping[str, Sequence[Row]]",
     rows: "Sequence[Row]",
     bars: "Progress",
@@ -197,7 +201,7 @@ def _models(
     from tjd.stages import evaluate as stage
 
     files = [name for name in config.model if Path(name).is_file()]
-    asked = open_models("evaluate", [name for name in config.model if name not in files], backend)
+    asked = open_models("evaluate", [name for name in config.model if name not in files], backend, budget)
     recorded: list[Responses] = []
     for path in files:
         entries = responses.read(path, list(every))

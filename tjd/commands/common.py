@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tjd.commands.terminal import advancing, counted, progress, say
+from tjd.commands.terminal import answers_to, counted, print_numbers, progress, say
 from tjd.config import TAXONOMY_HELP, BackendConfig, as_dict
-from tjd.errors import BackendError, ConfigError, DataError
+from tjd.errors import BackendError, BudgetError, ConfigError, DataError
 from tjd.extras import need
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tjd.prompts import Prompt
     from tjd.tables import Row, Table
     from tjd.teacher import Teacher, Usage
+    from tjd.teacher.budget import Budget
 
 
 def writable(out: Any) -> Any:
@@ -60,6 +61,9 @@ MetricsOut = Annotated[str | None, typer.Option("--out", "-o", help="Parquet fil
 Checkers = Annotated[
     Path | None, typer.Option("--checkers", help="Python file with checkers of your own: CHECKERS = {name: function}.")
 ]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Tell what would be asked and what it would cost; ask and write nothing.")
+]
 FILES = (".parquet", ".jsonl", ".json", ".csv", ".gguf", ".safetensors")  # how the names of models do not end
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -71,6 +75,7 @@ class Written:
         self.out, self.null = out, null
         self.n_rows, self.n_null = 0, 0
         self.n_votes, self.n_lost, self.n_short = 1, 0, 0  # asked for a row, unusable, and rows that lack some
+        self.cost_usd: float | None = 0.0  # of the rows, whenever they were paid for; null if one is unknown
         self.lost: dict[str, int] = {}
         self.reasons: dict[str, int] = {}
 
@@ -78,6 +83,8 @@ class Written:
         """Pass rows on, counting."""
         for row in rows:
             self.n_rows += 1
+            cost_usd = row.get("cost_usd")
+            self.cost_usd = None if self.cost_usd is None or cost_usd is None else self.cost_usd + cost_usd
             if self.null is not None and row.get(self.null) is None:
                 self.n_null += 1
                 reason = str(row.get("error"))[:120]
@@ -142,8 +149,29 @@ def write(
     digests: Mapping[str, str] | None = None,
     chosen: tuple[Sequence[str], int] = ((), 0),
     null: str | None = None,
+    total: int | None = None,
+    budget: "Budget | None" = None,
 ) -> Written:
-    """Write a table with its provenance and say in one line what it holds."""
+    """Write a table with its provenance and say in one line what it holds.
+
+    Args:
+        rows: What to write.
+        out: Where.
+        schema: Of the rows.
+        stage: The command.
+        config: Its settings.
+        inputs: Tables it read.
+        prompts: Prompts it used.
+        models: Who is asked; closed at the end.
+        digests: Of what else it read.
+        chosen: `--where` and `--limit`.
+        null: The column that is null where a row failed.
+        total: How many rows there will be, where known.
+        budget: What the models may spend, and have spent.
+
+    Raises:
+        BudgetError: `--max-cost` is reached; nothing is written, and the same command goes on from the cache.
+    """
     from tjd import tables
 
     settings = dict(config) if isinstance(config, Mapping) else as_dict(config)
@@ -157,13 +185,25 @@ def write(
     read |= {model.name: model.digest for model in models if model.digest}
     source = tables.provenance(stage, settings, read, {prompt.name: prompt.digest for prompt in prompts})
     written = Written(out, null)
-    total = max((len(table) for table in inputs.values()), default=None)
     with ExitStack() as stack:
         for model in models:
             stack.enter_context(closing(model))  # calls in flight are paid: they may still arrive and be kept
         bars = stack.enter_context(progress())
-        task = bars.add_task(stage, total=total, note=Waiting(models))
-        tables.write_rows(advancing(written.count(rows), bars, task), out, schema, source)
+        task = bars.add_task(stage, total=total)
+        waiting = Waiting(models)
+
+        def shown() -> "Iterator[Row]":
+            for row in written.count(rows):
+                yield row
+                note = money(written, total, models, budget) if budget and not bars.disable else ""
+                bars.update(task, advance=1, note=note or waiting)
+
+        bars.update(task, note=waiting)
+        try:
+            tables.write_rows(shown(), out, schema, source)
+        except BudgetError as exc:
+            remain = f"{written.n_rows} of {total} rows are done, {total - written.n_rows} remain" if total else ""
+            raise BudgetError(f"{stage}: {remain or counted(written.n_rows, 'row') + ' done'}; {exc}") from exc
     told = [counted(written.n_rows, "row")]
     if written.n_null:
         common = max(written.reasons, key=lambda reason: written.reasons[reason])
@@ -204,8 +244,15 @@ def with_bar(
     return scored
 
 
-def open_models(command: str, names: Sequence[str], backend: BackendConfig) -> "list[Teacher]":
-    """Open models to ask, after checking their names and that their packages are there."""
+def open_models(
+    command: str,
+    names: Sequence[str],
+    backend: BackendConfig,
+    budget: "Budget | None" = None,
+    *,
+    dry_run: bool = False,
+) -> "list[Teacher]":
+    """Open models to ask (in a dry run, to plan for), after checking their names and that their packages are there."""
     for name in names:
         _require_model(name)
     if any(name.startswith("hf:") for name in names):
@@ -214,8 +261,18 @@ def open_models(command: str, names: Sequence[str], backend: BackendConfig) -> "
         need(command, "teacher", "litellm")
     from tjd.backbone import cache_folder
     from tjd.teacher import open_teacher
+    from tjd.teacher.plan import Planned
 
-    return [open_teacher(name, backend, cache_folder()) for name in names]
+    models = [open_teacher(name, backend, cache_folder(), budget) for name in names]
+    return [Planned(model) if dry_run else model for model in models]
+
+
+def open_budget(names: Sequence[str], backend: BackendConfig) -> "Budget":
+    """What these models, all that a command asks, may spend together."""
+    from tjd.teacher.budget import Budget, require_priced
+
+    require_priced(backend, names)
+    return Budget(backend.max_cost)
 
 
 def _require_model(name: str) -> None:
@@ -238,6 +295,46 @@ def own_checkers(path: Path | None) -> "tuple[dict[str, Checker] | None, dict[st
     from tjd.checkers import load_checkers
 
     return load_checkers(path), {"checkers": tables.file_digest(path)}
+
+
+def money(written: Written, total: int | None, models: "Sequence[Teacher]", budget: "Budget") -> str:
+    """What is spent, what the whole run will have spent if its rows go on as they did, and what remains of the cap."""
+    spent = budget.spent_usd
+    if not spent and budget.cap_usd is None:
+        return ""
+    told = [f"${spent:.4f} spent"]
+    if total and written.n_rows and written.cost_usd is not None:
+        whole = written.cost_usd / written.n_rows * total - sum(model.usage.saved_usd for model in models)
+        told.append(f"${max(whole, spent):.4f} projected")
+    if budget.cap_usd is not None:
+        told.append(f"${max(budget.cap_usd - spent, 0):.4f} of ${budget.cap_usd:g} left")
+    return ", ".join(told)
+
+
+def tell_plan(rows: "Iterable[Row]", models: "Sequence[Teacher]", out: str) -> None:
+    """Run a stage through with models that are not asked, and print what they would have been asked."""
+    from tjd.teacher.plan import Planned
+
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(closing(model))
+        for _ in rows:
+            pass
+    lines = []
+    for model in models:
+        assert isinstance(model, Planned)
+        totals, likely = model.totals, model.likely_usd
+        cells = {
+            "calls": str(totals.calls),
+            "from the cache": str(model.usage.cached),
+            "prompt tokens (about)": str(totals.prompt_tokens),
+            "completion tokens (at most)": str(totals.most_tokens),
+            "cost (at most)": "price unknown" if totals.most_usd is None else f"${totals.most_usd:.4f}",
+            "cost (likely)": "-" if likely is None else f"${likely:.4f}",
+        }
+        lines.append(((model.name,), cells))
+    print_numbers("Dry run", ("model",), lines, answers_to(out))
+    say("nothing was asked or written; answers that have to be asked for again, and failed attempts, come on top")
 
 
 def used(usage: "Usage", *, failed: bool = True) -> str:

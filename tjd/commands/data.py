@@ -10,7 +10,21 @@ from typing import Annotated, Any
 import typer
 
 from tjd.commands.agreement import print_agreement
-from tjd.commands.common import AsJson, Checkers, Limit, Out, Taxonomy, Where, open_models, own_checkers, rows_of, write
+from tjd.commands.common import (
+    AsJson,
+    Checkers,
+    DryRun,
+    Limit,
+    Out,
+    Taxonomy,
+    Where,
+    open_budget,
+    open_models,
+    own_checkers,
+    rows_of,
+    tell_plan,
+    write,
+)
 from tjd.commands.terminal import answers_to, print_grid, require_known
 from tjd.config import AgreementConfig, BackendConfig, LabelConfig, SampleConfig, SynthesizeConfig
 from tjd.errors import DataError
@@ -29,6 +43,7 @@ def synthesize_command(
     config: SynthesizeConfig,
     backend: BackendConfig,
     taxonomy: Taxonomy = None,
+    dry_run: DryRun = False,
     where: Where = [],  # noqa: B006
     limit: Limit = 0,
 ) -> None:
@@ -45,11 +60,25 @@ def synthesize_command(
     prompt, again = prompts.load("synthesize.v1", stage.VARIABLES), prompts.load("again.v1", ["reason"])
     table = tables.open_table(queries, "queries", need=("query", "query_id"))
     schema = tables.output_schema("instructions", like=table.schema, drop=["category"])
-    [teacher] = open_models("synthesize", [config.teacher], backend)
+    budget = open_budget([config.teacher], backend)
+    [teacher] = open_models("synthesize", [config.teacher], backend, budget, dry_run=dry_run)
     rows = stage.synthesize(rows_of(table, where, limit), prompt, again, teacher.ask, config, known)
+    if dry_run:
+        return tell_plan(rows, [teacher], out)
     inputs, templates = {"queries": table}, [prompt, again]
     written = write(
-        rows, out, schema, "synthesize", config, inputs, templates, [teacher], chosen=(where, limit), null="instruction"
+        rows,
+        out,
+        schema,
+        "synthesize",
+        config,
+        inputs,
+        templates,
+        [teacher],
+        chosen=(where, limit),
+        null="instruction",
+        total=table.n_rows(where, limit),
+        budget=budget,
     )
     written.require_valid(config.max_invalid)
 
@@ -61,6 +90,7 @@ def sample_command(
     out: Out,
     config: SampleConfig,
     backend: BackendConfig,
+    dry_run: DryRun = False,
     where: Where = [],  # noqa: B006
     limit: Limit = 0,
 ) -> None:
@@ -74,10 +104,25 @@ def sample_command(
 
     table = tables.open_table(instructions, "instructions", need=stage.NEED)
     schema = tables.output_schema("responses", like=table.schema)
-    models = open_models("sample", config.model, backend)
+    budget = open_budget(config.model, backend)
+    models = open_models("sample", config.model, backend, budget, dry_run=dry_run)
     rows = stage.sample(lambda: rows_of(table, where, limit), in_turn(models), config)
+    if dry_run:
+        return tell_plan(rows, models, out)
+    n_rows = table.n_rows(where, limit)
     written = write(
-        rows, out, schema, "sample", config, {"instructions": table}, [], models, chosen=(where, limit), null="response"
+        rows,
+        out,
+        schema,
+        "sample",
+        config,
+        {"instructions": table},
+        [],
+        models,
+        chosen=(where, limit),
+        null="response",
+        total=None if n_rows is None else n_rows * len(models) * len(config.condition) * config.n,
+        budget=budget,
     )
     written.require_valid(config.max_invalid)
 
@@ -90,6 +135,7 @@ def label_command(
     config: LabelConfig,
     backend: BackendConfig,
     checkers: Checkers = None,
+    dry_run: DryRun = False,
     where: Where = [],  # noqa: B006
     limit: Limit = 0,
 ) -> None:
@@ -111,9 +157,12 @@ def label_command(
     again = prompts.load("again.v1", ["reason"])
     table = tables.open_table(responses, "responses", need=stage.NEED)
     schema = tables.output_schema("labels", like=table.schema, drop=["constraints"])
-    teachers = open_models("label", config.teacher, backend)
+    budget = open_budget(config.teacher, backend)
+    teachers = open_models("label", config.teacher, backend, budget, dry_run=dry_run)
     check = partial(verdict, checkers=own)
     rows = stage.label(rows_of(table, where, limit), prompt, again, panel(teachers), config, check)
+    if dry_run:
+        return tell_plan(rows, teachers, out)
     ratings = agreement.Ratings()
     if config.n_votes > 1:
         rows = agreement.collected(rows, ratings, AgreementConfig(seed=config.seed))
@@ -130,6 +179,8 @@ def label_command(
         digests=digests,
         chosen=chosen,
         null="followed",
+        total=table.n_rows(where, limit, "constraints"),
+        budget=budget,
     )
     if found := agreement.agreement(ratings, AgreementConfig(seed=config.seed)):
         print_agreement(found, sys.stderr)

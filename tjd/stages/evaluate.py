@@ -66,7 +66,7 @@ def live(ask: Ask, config: EvaluateConfig) -> Respond:
                 answers[row["instruction_id"]] = replace(completion, text=text)
                 said = Message(role="assistant", content=text or "(nothing)")  # some providers refuse an empty turn
                 dialogues[_dialogue(row)] = None if text is None else (*messages, said)
-        missing = Completion(None, "", cost_usd=0.0, error="an earlier turn has no answer")
+        missing = Completion(None, "", None, 0, 0, 0.0, error="an earlier turn has no answer")
         return [answers.get(row["instruction_id"], missing) for row in rows]
 
     return respond
@@ -161,12 +161,14 @@ def _answered(model: str, row: Row, completion: Completion) -> Row:
         "model": model,
         "response": completion.text,
         "finish_reason": completion.finish_reason,
-        "n_tokens": completion.n_tokens,
+        "n_tokens": None if completion.text is None else completion.n_tokens,
         "verdicts": rule_verdicts(row, completion.text),
         "judge": None,
         "judgement": None,
         "error": completion.error,
         "cost_usd": completion.cost_usd,
+        "n_prompt_tokens": completion.n_prompt_tokens,
+        "n_completion_tokens": completion.n_tokens,
     }
 
 
@@ -191,8 +193,13 @@ def _judge(
             verdict_row(constraint, followed, followed, reason)
             for constraint, followed in zip(row["constraints"], verdicts, strict=True)
         ]
-        before, cost_usd = row["cost_usd"], completion.cost_usd
-        row["cost_usd"] = None if before is None or cost_usd is None else before + cost_usd
+        used = {
+            "cost_usd": completion.cost_usd,
+            "n_prompt_tokens": completion.n_prompt_tokens,
+            "n_completion_tokens": completion.n_tokens,
+        }
+        for name, more in used.items():
+            row[name] = None if row[name] is None or more is None else row[name] + more
 
 
 def _question(row: Row, prompts: Mapping[str, Prompt], config: EvaluateConfig) -> Request:

@@ -152,6 +152,8 @@ def _row(record: Row, place: str, *, query: str, instruction: str, constraints: 
         "constraints": listed,
         "error": None,
         "cost_usd": 0.0,
+        "n_prompt_tokens": 0,
+        "n_completion_tokens": 0,
         "source_id": _key(record, "id"),
         "split": _text(record, "split", place) or None,
     }

@@ -37,6 +37,8 @@ class Opinion:
     agreement: float | None = None
     error: str | None = None
     cost_usd: float | None = 0.0
+    n_prompt_tokens: int | None = 0
+    n_completion_tokens: int | None = 0
     teacher: str | None = None
     teachers: Sequence[str] = ()  # of `votes`
     rationale: str | None = None
@@ -116,16 +118,16 @@ def certain_majority(votes: Sequence[bool | None]) -> bool | None:
 
 
 def _tallied(completions: Sequence[Completion], n: int, config: LabelConfig) -> list[Opinion]:
-    """One opinion per constraint of a question; the cost of a completion is shared equally by them."""
+    """One opinion per constraint of a question; cost and tokens of a completion are shared equally by them."""
     asked = Asked(None if config.mode == "pointwise" else n, config.format)
     readings = [read(completion, asked) for completion in completions]
     first_reason = next((reason for _, reason in readings if reason), None)
     teachers = [completion.model for completion in completions]
-    costs = [completion.cost_usd for completion in completions]
-    known = [cost for cost in costs if cost is not None]
-    cost_usd = sum(known) / n if len(known) == len(costs) else None
+    cost_usd = _total([completion.cost_usd for completion in completions])
+    prompt_tokens = _shares(_total([completion.n_prompt_tokens for completion in completions]), n)
+    tokens = _shares(_total([completion.n_tokens for completion in completions]), n)
     opinions = []
-    for ballots in zip(*(ballots for ballots, _ in readings), strict=True):
+    for place, ballots in enumerate(zip(*(ballots for ballots, _ in readings), strict=True)):
         votes = [ballot.followed for ballot in ballots]
         followed, agreement = majority(votes)
         error = TIED if followed is None and agreement is not None else first_reason
@@ -140,7 +142,9 @@ def _tallied(completions: Sequence[Completion], n: int, config: LabelConfig) -> 
                 followed,
                 agreement,
                 error,
-                cost_usd,
+                None if cost_usd is None else cost_usd / n,
+                prompt_tokens[place],
+                tokens[place],
                 teacher=" + ".join(dict.fromkeys(teachers)),
                 teachers=teachers,
                 rationale=_rationale(ballots, followed),
@@ -148,6 +152,16 @@ def _tallied(completions: Sequence[Completion], n: int, config: LabelConfig) -> 
             )
         )
     return opinions
+
+
+def _total(values: Sequence[Any]) -> Any:
+    """The sum; null if one is."""
+    return None if None in values else sum(values)
+
+
+def _shares(total: int | None, n: int) -> list[int | None]:
+    """`n` whole numbers that differ by one at most and sum to the total; nulls if it is null."""
+    return [None if total is None else total // n + (place < total % n) for place in range(n)]
 
 
 def _rationale(ballots: Sequence[Ballot], followed: bool | None) -> str | None:
@@ -190,5 +204,7 @@ def _labelled(row: Row, constraint: Constraint, opinion: Opinion) -> Row:
         "soft": opinion.soft,
         "error": opinion.error,
         "cost_usd": opinion.cost_usd,
+        "n_prompt_tokens": opinion.n_prompt_tokens,
+        "n_completion_tokens": opinion.n_completion_tokens,
     }
     return {**row, **about, **verdict}

@@ -43,7 +43,7 @@ def sample(rows: Callable[[], Iterable[Row]], models: Iterable[tuple[str, Ask]],
             else:
                 reason = row.get("error")
                 missing = f"there is no {SHOWN[condition]}" + (f": {reason}" if reason else "")
-                completion = Completion(None, model, cost_usd=0.0, error=missing)
+                completion = Completion(None, model, None, 0, 0, 0.0, error=missing)
             yield {
                 **row,
                 **_response(completion),
@@ -66,7 +66,9 @@ def _response(completion: Completion) -> Row:
     return {
         "response": None if said_nothing else text,
         "finish_reason": completion.finish_reason,
-        "n_tokens": completion.n_tokens,
+        "n_tokens": None if completion.text is None else completion.n_tokens,
         "error": reading.SILENT if said_nothing else completion.error,
         "cost_usd": completion.cost_usd,
+        "n_prompt_tokens": completion.n_prompt_tokens,
+        "n_completion_tokens": completion.n_tokens,
     }

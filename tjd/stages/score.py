@@ -45,8 +45,8 @@ def schema(found: pa.Schema) -> pa.Schema:
     """The columns of the output, given those of the input."""
     if "constraints" in found.names:
         flat = tables.output_schema("labels", like=found, drop=["constraints"])
-        only_labels = {"followed", "votes", "agreement", "mode", "teacher", "cost_usd"}
-        only_labels |= {"teachers", "rationale", "soft"}
+        only_labels = {"followed", "votes", "agreement", "mode", "teacher", "cost_usd", "n_prompt_tokens"}
+        only_labels |= {"n_completion_tokens", "teachers", "rationale", "soft"}
         found = pa.schema([f for f in flat if f.name not in only_labels or f.name in found.names])
     elif "followed" in found.names:
         place = found.get_field_index("followed")

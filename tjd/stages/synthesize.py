@@ -20,7 +20,7 @@ from tjd.taxonomy import Category, choose
 from tjd.teacher import Ask, Completion, Request, asked_again, reading, user
 
 VARIABLES = ("n", "categories", "query", "rules")
-EMPTY = Completion(None, "", cost_usd=0.0, error="the query is empty")
+EMPTY = Completion(None, "", None, 0, 0, 0.0, error="the query is empty")
 FIELDS = tuple(field.name for field in tables.CONSTRAINT)
 
 Constraint = dict[str, Any]
@@ -164,6 +164,8 @@ def _instruction(row: Row, completion: Completion, categories: Sequence[str]) ->
         "constraints": [*given, *new],
         "error": error,
         "cost_usd": completion.cost_usd,
+        "n_prompt_tokens": completion.n_prompt_tokens,
+        "n_completion_tokens": completion.n_tokens,
     }
 
 

@@ -16,10 +16,13 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import tee
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict, TypeVar
 
 from tjd.config import BackendConfig
 from tjd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tjd.teacher.budget import Budget, Price
 
 Number = TypeVar("Number", int, float)
 
@@ -98,6 +101,7 @@ class Usage:
     tokens: int = 0  # of their completions, where known
     cost_usd: float | None = 0.0  # of the calls made now; null as soon as one price is unknown
     waiting: str = ""  # for what, where that takes long
+    saved_usd: float = 0.0  # what the completions from disk cost when they were asked for, where known
 
     def add(self, completion: Completion) -> None:
         """Count a call."""
@@ -117,6 +121,11 @@ class Teacher(Protocol):
     usage: Usage
 
     @property
+    def price(self) -> "Price | None":
+        """Of a token; null if unknown."""
+        ...
+
+    @property
     def digest(self) -> str | None:
         """SHA-256 of the weights or the recording; null for a remote model."""
         ...
@@ -125,21 +134,27 @@ class Teacher(Protocol):
         """See `Ask`."""
         ...
 
+    def find(self, request: Request) -> Completion | None:
+        """The completion that is on disk, for which no call is made."""
+        ...
+
     def close(self) -> None:
         """Free what is held; asking again is possible and opens it anew."""
         ...
 
 
-def open_teacher(name: str, config: BackendConfig, cache: Path | None) -> Teacher:
+def open_teacher(name: str, config: BackendConfig, cache: Path | None, budget: "Budget | None" = None) -> Teacher:
     """Check that a model can be asked. Weights are loaded, and servers called, with the first request only.
 
     Args:
         name: `recorded:FILE`, `hf:NAME`, or a litellm name.
         config: How to reach it.
         cache: Folder of the completions on disk; null keeps none, and a killed run starts over.
+        budget: What the run may spend, shared by its models; null has no cap.
 
     Raises:
-        ConfigError: The model folder does not exist, or a provider has no batch API that is known here.
+        ConfigError: The model folder does not exist, a provider has no batch API that is known here, or the budget has a cap
+            and the price of the model is unknown.
         DataError: The recording cannot be read.
         BackendError: Unknown provider, or its API key is missing.
     """
@@ -152,13 +167,15 @@ def open_teacher(name: str, config: BackendConfig, cache: Path | None) -> Teache
         from tjd.teacher.local import Local
 
         return Local(rest, config, cache)
+    from tjd.teacher.budget import Budget
+
     if config.batch_api:
         from tjd.teacher.batch import Batch
 
-        return Batch(name, config, cache)
+        return Batch(name, config, cache, budget or Budget())
     from tjd.teacher.remote import Remote
 
-    return Remote(name, config, cache)
+    return Remote(name, config, cache, budget or Budget())
 
 
 def in_turn(teachers: Sequence[Teacher]) -> Iterator[tuple[str, Ask]]:

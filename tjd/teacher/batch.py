@@ -28,6 +28,7 @@ from typing import IO, Any, TypeVar
 from tjd.config import BackendConfig
 from tjd.errors import BackendError, ConfigError
 from tjd.teacher import Again, Completion, Request, follow_up, merged
+from tjd.teacher.budget import FREE, Budget
 from tjd.teacher.jobs import Job, Jobs
 from tjd.teacher.remote import FAILURES_IN_A_ROW, Remote, Trouble, may_pass, understood
 
@@ -55,14 +56,14 @@ class Failure:
 class Batch(Remote):
     """A model behind a batch API: a `Remote` whose calls travel in files."""
 
-    def __init__(self, name: str, config: BackendConfig, folder: Path | None) -> None:
+    def __init__(self, name: str, config: BackendConfig, folder: Path | None, budget: Budget) -> None:
         """Check the provider and that its key is set; calls nothing.
 
         Raises:
             BackendError: Unknown provider, or no key.
             ConfigError: The provider is none of PROVIDERS, or nothing is kept on disk.
         """
-        super().__init__(name, config, folder)
+        super().__init__(name, config, folder, budget)
         self._model, provider, key, base = self._litellm.get_llm_provider(name)
         if provider not in PROVIDERS:
             known = " and ".join(f"{known}/..." for known in PROVIDERS)
@@ -129,6 +130,8 @@ class Batch(Remote):
                 logger.info("%s: going on with batch job %s", self.name, job.job or "that was being submitted")
                 if job.job is None:  # a process ended here before it knew the job's id
                     self._submit(job)
+            price = self.price or FREE
+            self._budget.commit(sum(price.most_usd(request) for request in new.values()))
             for file, keys in self._files(new):
                 job = self._jobs.enter(self._upload(file), keys)
                 self._submit(job)
@@ -272,8 +275,10 @@ class Batch(Remote):
         except Exception as exc:  # a server's garbage, as in `Remote`
             return Failure(f"the call failed: its result cannot be read ({type(exc).__name__})", retry=True)
 
-    def _cost_usd(self, reply: Any) -> float | None:
-        """At the prices of the batch API; null where litellm does not know them."""
+    def _cost_usd(self, reply: Any, n_prompt_tokens: int | None, n_tokens: int | None) -> float | None:
+        """At the price that is given, or those of the batch API; null where litellm does not know them."""
+        if self._given or reply is None:
+            return super()._cost_usd(reply, n_prompt_tokens, n_tokens)
         try:
             prices = self._litellm.get_model_info(self.name)
         except Exception:  # litellm raises a bare Exception for a model that it has no price for

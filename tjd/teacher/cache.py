@@ -71,7 +71,9 @@ class Ledger:
         self.usage.cached += 1
         text, *rest, logprobs = found
         tokens = None if logprobs is None else tuple(Spoken(*token) for token in json.loads(logprobs))
-        return Completion(text, self._model, *rest, logprobs=tokens)
+        completion = Completion(text, self._model, *rest, logprobs=tokens)
+        self.usage.saved_usd += completion.cost_usd or 0.0
+        return completion
 
     def enter(self, arrived: Iterable[tuple[Request, Completion]]) -> None:
         """Count calls that were made, and keep those that were answered; all of them or, if killed here, none."""

@@ -15,6 +15,7 @@ from tjd import backbone, tables
 from tjd.config import BackendConfig
 from tjd.errors import BackendError, ConfigError
 from tjd.teacher import Again, Completion, Request, Spoken, Usage, follow_up, merged
+from tjd.teacher.budget import FREE
 from tjd.teacher.cache import Ledger
 from tjd.teacher.logprobs import TOP, spoken
 
@@ -26,6 +27,8 @@ LOOK_AHEAD = 2  # batches whose requests are sorted by length together
 
 class Local:
     """A local model. Its weights are loaded when it is first asked something new."""
+
+    price = FREE
 
     def __init__(self, model: str, config: BackendConfig, folder: Path | None) -> None:
         """Check that the model exists, as far as that goes without loading it.
@@ -70,6 +73,10 @@ class Local:
             answers = iter(self._complete([second for second in seconds if second is not None]))
             for first, second in zip(firsts, seconds, strict=True):
                 yield first if second is None else merged(first, next(answers))
+
+    def find(self, request: Request) -> Completion | None:
+        """See `Teacher.find`."""
+        return self._ledger.find(request)
 
     def close(self) -> None:
         """Free the weights and close the cache."""

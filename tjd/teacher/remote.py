@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 from tjd.config import BackendConfig
 from tjd.errors import BackendError, ConfigError
 from tjd.teacher import Again, Completion, Request, Usage, follow_up, merged
+from tjd.teacher.budget import FREE, Budget, given_price, listed_price
 from tjd.teacher.cache import Ledger
 from tjd.teacher.logprobs import TOP, of_choice
 
@@ -47,11 +48,12 @@ class Remote:
 
     digest = None
 
-    def __init__(self, name: str, config: BackendConfig, folder: Path | None) -> None:
+    def __init__(self, name: str, config: BackendConfig, folder: Path | None, budget: Budget) -> None:
         """Check the provider and that its key is set; calls nothing.
 
         Raises:
             BackendError: Unknown provider, or no key.
+            ConfigError: The budget has a cap, and what a call can cost is not known.
         """
         self.name = name
         self._config = config
@@ -59,8 +61,13 @@ class Remote:
         provider = _require_reachable(self._litellm, name)
         base = _api_base(provider)
         self._takes_schema = _takes_schema(self._litellm, name, provider)
+        self._given = given_price(config, name)
+        self.price = self._given or listed_price(_entry(self._litellm, name))
+        self._budget = budget
         self.usage = Usage()
         self._ledger = Ledger(name, f"{name}@{base}" if base else name, folder, self.usage, config.cache_tag)
+        if budget.cap_usd is not None:
+            _require_bounded(self._litellm, name, is_priced=self.price is not None)
         self._slots = asyncio.Semaphore(config.concurrency)
         self._in_flight: dict[bytes, asyncio.Task[Completion]] = {}
         self._failures = 0  # in a row
@@ -88,9 +95,20 @@ class Remote:
             if not halt.done():
                 halt.set_result(None)
 
+    def find(self, request: Request) -> Completion | None:
+        """See `Teacher.find`; where its price was unknown, what it costs by the price that is given now."""
+        found = self._ledger.find(request)
+        if found is None or found.cost_usd is not None:
+            return found
+        return replace(found, cost_usd=self._cost_usd(None, found.n_prompt_tokens, found.n_tokens))
+
     def close(self) -> None:
         """Give the calls in flight a moment to arrive, since they are paid for; then close the cache."""
-        asyncio.run_coroutine_threadsafe(self._close(), _event_loop()).result()
+        loop = _event_loop()
+        closed = asyncio.run_coroutine_threadsafe(self._close(), loop)
+        # a generator that an error left open is closed by whoever collects garbage, the loop's thread at times
+        if asyncio._get_running_loop() is not loop:
+            closed.result()
 
     async def _close(self) -> None:
         if self._in_flight:
@@ -114,7 +132,7 @@ class Remote:
                 shared = await asyncio.shield(self._in_flight[key])
                 self.usage.cached += 1
                 return shared
-        if found := self._ledger.find(request):
+        if found := self.find(request):
             return found
         self._in_flight[key] = asyncio.ensure_future(self._call(request, halt))
         return await self._in_flight[key]
@@ -140,13 +158,18 @@ class Remote:
             if attempt:
                 self.usage.retries += 1
                 await asyncio.sleep(self._pause_s(attempt, trouble))
-            if halt.done():
-                raise Halted
-            try:
-                async with asyncio.timeout(self._config.timeout_s or None):
-                    return self._completion(await self._litellm.acompletion(**self._arguments(request)))
-            except Exception as exc:  # the one place where litellm's errors, and its servers' garbage, are mapped
-                trouble = understood(exc)
+            async with self._budget.attempt((self.price or FREE).most_usd(request)) as bill:
+                if halt.done():
+                    bill.usd = 0.0
+                    raise Halted
+                try:
+                    async with asyncio.timeout(self._config.timeout_s or None):
+                        completion = self._completion(await self._litellm.acompletion(**self._arguments(request)))
+                    bill.usd = completion.cost_usd
+                    return completion
+                except Exception as exc:  # the one place where litellm's errors, and its servers' garbage, are mapped
+                    trouble = understood(exc)
+                    bill.usd = 0.0 if trouble.refused or trouble.fatal else None
             logger.debug("%s: attempt %d: %s", self.name, attempt + 1, trouble.what)
             if trouble.fatal:
                 raise BackendError(f"{self.name}: {trouble.what}; {trouble.fatal}")
@@ -178,24 +201,26 @@ class Remote:
     def _completion(self, reply: Any) -> Completion:
         choice, usage = reply.choices[0], getattr(reply, "usage", None)
         text = choice.message.content or ""
+        n_prompt_tokens = (
+            getattr(usage, "prompt_tokens", None) or None
+        )  # litellm writes 0 where the server says nothing
+        n_tokens = getattr(usage, "completion_tokens", None) if n_prompt_tokens else None
         return Completion(
             text.encode("utf-8", "replace").decode(),  # half a surrogate pair would break every table
             self.name,
             choice.finish_reason,
-            getattr(usage, "prompt_tokens", None),
-            getattr(usage, "completion_tokens", None),
-            self._cost_usd(reply),
+            n_prompt_tokens,
+            n_tokens,
+            self._cost_usd(reply, n_prompt_tokens, n_tokens),
             logprobs=of_choice(choice),
         )
 
-    def _cost_usd(self, reply: Any) -> float | None:
-        try:
-            prices = self._litellm.get_model_info(self.name)
-        except Exception:  # litellm raises a bare Exception for a model that it has no price for
+    def _cost_usd(self, reply: Any, n_prompt_tokens: int | None, n_tokens: int | None) -> float | None:
+        if self.price is None or n_prompt_tokens is None or n_tokens is None:
             return None
-        if not (prices.get("input_cost_per_token") or prices.get("output_cost_per_token")):
-            return None
-        return self._litellm.completion_cost(completion_response=reply, model=self.name)
+        if self._given or reply is None:
+            return self.price.usd(n_prompt_tokens, n_tokens)
+        return self._litellm.completion_cost(completion_response=reply, model=self.name)  # knows discounts, too
 
     def _pause_s(self, attempt: int, trouble: "Trouble") -> float:
         backoff = min(BACKOFF_S * 2 ** (attempt - 1), LONGEST_BACKOFF_S) * self._jitter.uniform(0.5, 1.5)
@@ -210,6 +235,7 @@ class Trouble:
     retry: bool
     retry_after_s: float = 0.0  # what the server asked for
     fatal: str | None = None  # why no other call can succeed either: what the user has to do
+    refused: bool = False  # by the server, so that nothing is billed; what is fatal never is
 
 
 def understood(exc: Exception) -> Trouble:
@@ -228,8 +254,9 @@ def understood(exc: Exception) -> Trouble:
     if isinstance(exc, TimeoutError):
         return Trouble("no answer in time (--timeout-s)", retry=True)
     garbage = status is None  # a reply that could not be read, or a connection that broke
+    refused = not garbage and 400 <= status < 500 and status != 408  # 408 is litellm's word for a time-out
     retry = garbage or may_pass(status)
-    return Trouble(what, retry=retry, retry_after_s=_retry_after_s(exc))
+    return Trouble(what, retry=retry, retry_after_s=_retry_after_s(exc), refused=refused)
 
 
 def may_pass(status: int) -> bool:
@@ -281,6 +308,26 @@ def _litellm() -> Any:
     for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return litellm
+
+
+def _entry(litellm: Any, name: str) -> dict[str, Any]:
+    """What litellm knows of a model; empty if nothing."""
+    try:
+        return dict(litellm.get_model_info(name))
+    except Exception:  # litellm raises a bare Exception for a model that it does not know
+        return {}
+
+
+def _require_bounded(litellm: Any, name: str, *, is_priced: bool) -> None:
+    """Raise unless the most that a call can cost is known."""
+    if not is_priced:
+        raise ConfigError(
+            f"--max-cost needs the price of {name}, which is not known; give it with --price-in and --price-out, in dollars "
+            "per million tokens (0 for a server of your own)"
+        )
+    taken = litellm.get_supported_openai_params(name)
+    if taken is not None and not {"max_tokens", "max_completion_tokens"} & set(taken):
+        raise ConfigError(f"--max-cost cannot hold for {name}: its provider takes no limit on the tokens of an answer")
 
 
 def _api_base(provider: str) -> str | None:
