@@ -1,11 +1,13 @@
-"""Ask a model behind an API, through litellm: concurrent, retried, cached, in order.
+"""Ask a model behind an API: concurrent, paced (`pace.py`), retried, cached, in order.
 
-Keys and addresses come from the environment variables that litellm reads (`GEMINI_API_KEY`, `OPENAI_API_BASE`,
+Calls go through litellm, or where a server is known to speak OpenAI's protocol straight to it (`direct.py`). Keys and
+addresses come from the environment variables that litellm reads (`GEMINI_API_KEY`, `OPENAI_API_BASE`,
 `HOSTED_VLLM_API_BASE`, ...).
 """
 
 import asyncio
 import logging
+import math
 import os
 import random
 import re
@@ -23,22 +25,23 @@ from tjd.config import BackendConfig
 from tjd.errors import BackendError, ConfigError
 from tjd.teacher import Again, Completion, Request, Usage, follow_up, merged
 from tjd.teacher.cache import Ledger
+from tjd.teacher.direct import Direct, serves
+from tjd.teacher.pace import LONGEST_ASKED_S, NOTHING, Ending, Gate, Halted, Pace, Told, told_by
 
-LOOK_AHEAD = 8  # requests begun per call in flight, so that a slow one does not hold up those behind it
+LOOK_AHEAD = 8  # requests begun per call that may be in flight, so that a slow one does not hold up those behind it
 FAILURES_IN_A_ROW = 20  # with no success in between: the server is down, not the row bad
 BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 60.0  # doubles with each attempt
-LONGEST_RETRY_AFTER_S = 300.0  # what a server may ask for
+SLOW = 0.25  # of the time limit: what takes longer waits in a queue of the server's, and more calls would not help
+BYTES_PER_TOKEN = 3  # of a prompt, few on purpose: `--tpm` counts what it says until the true number is known
 LAST_CALLS_S = 5.0  # for calls in flight when a run is broken off
+
+ENDINGS: dict[int | None, Ending] = {429: "limited", 529: "limited", 503: "overloaded"}
 
 logger = logging.getLogger(__name__)
 
 
 Halt = Future[None]
 """Done when a run of `ask` is over; holds the error that ended it, whichever request met it."""
-
-
-class Halted(Exception):
-    """A request that nobody waits for any more."""
 
 
 class Remote:
@@ -55,16 +58,19 @@ class Remote:
         self.name = name
         self._config = config
         self._litellm = _litellm()
-        base = _api_base(_require_reachable(self._litellm, name))
+        provider = _require_reachable(self._litellm, name)
+        base = _api_base(provider)
+        direct = base if base and serves(self._litellm, name, provider, base) else None
+        self._send = Direct(self._litellm, name, provider, direct) if direct else self._litellm.acompletion
         self.usage = Usage()
         self._ledger = Ledger(name, f"{name}@{base}" if base else name, folder, self.usage, config.cache_tag)
-        self._slots = asyncio.Semaphore(config.concurrency)
+        self._gate = Gate(Pace(config.concurrency, config.rpm, config.tpm, SLOW * (config.timeout_s or math.inf)))
         self._in_flight: dict[bytes, asyncio.Task[Completion]] = {}
         self._failures = 0  # in a row
         self._jitter = random.Random()
 
     def ask(self, requests: Iterable[Request], again: Again | None = None) -> Iterator[Completion]:
-        """Ask with `concurrency` calls in flight; see `Ask`.
+        """Ask with as many calls in flight as the server takes, at most `concurrency`; see `Ask`.
 
         Raises:
             BackendError: The key is refused, there is no such model, or calls fail one after the other.
@@ -84,6 +90,7 @@ class Remote:
         finally:  # calls in flight may still arrive and be kept; no other is begun
             if not halt.done():
                 halt.set_result(None)
+            loop.call_soon_threadsafe(self._gate.admit)  # those that wait need not any more
 
     def close(self) -> None:
         """Give the calls in flight a moment to arrive, since they are paid for; then close the cache."""
@@ -118,8 +125,7 @@ class Remote:
 
     async def _call(self, request: Request, halt: Halt) -> Completion:
         try:
-            async with self._slots:
-                completion = await self._attempts(request, halt)
+            completion = await self._attempts(request, halt)
             self._ledger.enter([(request, completion)])
         finally:
             del self._in_flight[self._ledger.key(request)]
@@ -137,19 +143,34 @@ class Remote:
             if attempt:
                 self.usage.retries += 1
                 await asyncio.sleep(self._pause_s(attempt, trouble))
-            if halt.done():
-                raise Halted
-            try:
-                async with asyncio.timeout(self._config.timeout_s or None):
-                    return self._completion(await self._litellm.acompletion(**self._arguments(request)))
-            except Exception as exc:  # the one place where litellm's errors, and its servers' garbage, are mapped
-                trouble = understood(exc)
+            outcome = await self._attempt(request, halt, first=attempt > 0)
+            if isinstance(outcome, Completion):
+                return outcome
+            trouble = outcome
             logger.debug("%s: attempt %d: %s", self.name, attempt + 1, trouble.what)
             if trouble.fatal:
                 raise BackendError(f"{self.name}: {trouble.what}; {trouble.fatal}")
             if not trouble.retry:
                 break
         return Completion(None, self.name, error=f"the call failed: {trouble.what}")
+
+    async def _attempt(self, request: Request, halt: Halt, *, first: bool) -> "Completion | Trouble":
+        call = await self._gate.enter(_likely_tokens(request), halt.done, first=first)
+        ending: Ending = "failed"
+        told, n_tokens = NOTHING, None
+        try:
+            async with asyncio.timeout(self._config.timeout_s or None):
+                reply = await self._send(**self._arguments(request))
+            ending, told = "answered", told_by(_headers(reply))
+            completion = self._completion(reply)
+            n_tokens = (completion.n_prompt_tokens or 0) + (completion.n_tokens or 0) or None
+            return completion
+        except Exception as exc:  # the one place where a client's errors, and its servers' garbage, are mapped
+            trouble = understood(exc)
+            ending, told = trouble.ending, trouble.told
+            return trouble
+        finally:
+            self._gate.leave(call, ending, told, n_tokens)
 
     def _arguments(self, request: Request) -> dict[str, Any]:
         arguments: dict[str, Any] = {
@@ -190,7 +211,7 @@ class Remote:
 
     def _pause_s(self, attempt: int, trouble: "Trouble") -> float:
         backoff = min(BACKOFF_S * 2 ** (attempt - 1), LONGEST_BACKOFF_S) * self._jitter.uniform(0.5, 1.5)
-        return max(backoff, min(trouble.retry_after_s, LONGEST_RETRY_AFTER_S))
+        return max(backoff, min(trouble.told.retry_after_s, LONGEST_ASKED_S))
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,12 +220,13 @@ class Trouble:
 
     what: str  # one line, without keys
     retry: bool
-    retry_after_s: float = 0.0  # what the server asked for
+    ending: Ending = "failed"  # what it says about the pace
+    told: Told = NOTHING  # by its headers
     fatal: str | None = None  # why no other call can succeed either: what the user has to do
 
 
 def understood(exc: Exception) -> Trouble:
-    """Sort an error of litellm, or of reading its reply, into fatal, worth a retry, or this row's own."""
+    """Sort an error of a client, or of reading its reply, into fatal, worth a retry, or this row's own."""
     status = getattr(exc, "status_code", None)
     said = _one_line(exc)
     what = f"{status or type(exc).__name__}: {said}"
@@ -220,17 +242,22 @@ def understood(exc: Exception) -> Trouble:
         return Trouble("no answer in time (--timeout-s)", retry=True)
     garbage = status is None  # a reply that could not be read, or a connection that broke
     retry = garbage or status in (408, 409, 425, 429) or status >= 500
-    return Trouble(what, retry=retry, retry_after_s=_retry_after_s(exc))
+    return Trouble(what, retry=retry, ending=ENDINGS.get(status, "failed"), told=told_by(_headers(exc)))
 
 
-def _retry_after_s(exc: Exception) -> float:
-    headers = getattr(getattr(exc, "response", None), "headers", None) or {}
-    more = getattr(exc, "litellm_response_headers", None) or {}
-    value = headers.get("retry-after") or more.get("retry-after") or more.get("llm_provider-retry-after") or "0"
-    try:
-        return max(float(value), 0.0)
-    except ValueError:  # a date; the backoff will do
-        return 0.0
+def _headers(reply: Any) -> dict[str, str]:
+    """Those of a reply, or of the error that it was turned into."""
+    headers = getattr(reply, "_response_headers", None) or {}
+    response = getattr(reply, "response", None)
+    for more in (getattr(reply, "litellm_response_headers", None), getattr(response, "headers", None)):
+        headers = {**headers, **(more or {})}
+    return headers
+
+
+def _likely_tokens(request: Request) -> float:
+    """The most that a request is likely to use."""
+    n_bytes = sum(len(message["content"].encode("utf-8", "replace")) for message in request.messages)
+    return n_bytes / BYTES_PER_TOKEN + request.max_tokens
 
 
 def _one_line(exc: Exception) -> str:
