@@ -2,10 +2,13 @@
 
 In: how calls ended, and what the headers of their replies say. Out: when the next call may begin.
 
-The number in flight follows AIMD with a slow start. It grows by one per answer until the first refusal (429, 503, 529),
-then by one per ANSWERS_PER_SLOT answers. A refused call takes its slot away, so that a burst of refusals leaves as many
-as the provider took; of the calls in flight at one time at most half go. Where growth and refusals balance, one call in
-ANSWERS_PER_SLOT is refused and the others use every slot there is: stray refusals do not starve a run, as halving would.
+The number in flight follows AIMD with a slow start. It grows by one per answer until refusals (429, 503, 529) are more
+than stray, then by one per ANSWERS_PER_SLOT answers. A refused call takes its slot away, so that a burst of refusals
+leaves as many slots as the provider filled; of those in flight at one time at most half go. Where growth and refusals
+balance, one call in ANSWERS_PER_SLOT is refused and the others use every slot: halving at each would starve a run.
+
+A refusal pauses all calls, for as long as it asks. The pause ends early only where refusals are few and a call that
+began after the refused one was taken nevertheless.
 """
 
 import asyncio
@@ -14,6 +17,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -21,6 +25,7 @@ from typing import Literal
 
 START = 64  # calls in flight at first
 ANSWERS_PER_SLOT = 25
+MEMORY, STRAY = 50, 0.1  # calls that the share refused looks back on; up to this share, refusals are not meant for all
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0  # of all calls, where a limit names no time; doubles with each refusal
 SHRINK = 0.9  # that pause, per answer: it is stable at one refusal in 7 calls
 LONGEST_ASKED_S = 300.0  # what a server may ask for
@@ -123,16 +128,14 @@ class Pace:
         """
         self._clock, self._ceiling, self._slow_s = clock, ceiling, slow_s
         self._slots = float(min(START, ceiling))
-        self._fast_below = (
-            math.inf
-        )  # slots that grow by one per answer: until the first refusal, and back to half of then
+        self._fast_below = math.inf  # so many slots grow by one per answer
         self._least = 1.0  # slots that the refusals of one burst leave
+        self._share, self._taken = 0.0, True  # of late: share of calls refused, and whether any was not
         self._in_flight, self._begun, self._tokens_begun = 0, 0, 0.0
         self._requests, self._tokens = Window(rpm), Window(tpm)
         self._requests_left, self._tokens_left = (math.inf, 0.0), (math.inf, 0.0)  # of `begun`, and until when
         self._pause_s, self._paused_until = SHORTEST_PAUSE_S, -math.inf
-        # the last refusals with one cause: the first call refused, the last in flight by then, and how many were refused
-        self._burst_from = self._burst_to = self._n_refused = 0
+        self._burst_from = self._burst_to = 0  # the call whose refusal began a burst, and the last in flight by then
 
     @property
     def slots(self) -> int:
@@ -188,25 +191,26 @@ class Pace:
         self._in_flight -= 1
 
     def _answered(self, call: Call, now: float) -> None:
-        if self._in_flight >= self.slots and now - call.began_at <= self._slow_s:  # else more would change nothing
+        if 2 * self._in_flight >= self.slots and now - call.began_at <= self._slow_s:  # else more would change nothing
             grown = self._slots + (1 if self._slots < self._fast_below else 1 / ANSWERS_PER_SLOT)
             self._slots = min(grown, self._ceiling)
+        self._taken = True
+        self._share -= self._share / MEMORY
         self._pause_s = max(self._pause_s * SHRINK, SHORTEST_PAUSE_S)
-        few = self._n_refused <= max(1, self._slots / ANSWERS_PER_SLOT)
-        if few and call.number > self._burst_from:  # one that began later was taken: the refusal was not meant for all
+        if self._share <= STRAY and call.number > self._burst_from:  # taken though it began later: not all are refused
             self._paused_until = -math.inf
 
     def _refused(self, call: Call, told: Told, now: float, *, limited: bool) -> None:
         pause_s = min(told.retry_after_s, LONGEST_ASKED_S)
         if call.number > self._burst_to:  # else it was in flight at the last refusal, and shares its cause
-            if self._pause_s == SHORTEST_PAUSE_S:
-                self._fast_below = self._slots / 2
-            self._burst_from, self._burst_to, self._n_refused = call.number, self._begun, 0
+            self._burst_from, self._burst_to = call.number, self._begun
             self._least = max(self._slots / 2, 1.0)
             if limited:  # a server that is down is better found out soon: each call has pauses of its own
                 pause_s = max(pause_s, self._pause_s)
                 self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
-        self._n_refused += 1
+        self._share += (1 - self._share) / MEMORY
+        if self._share > STRAY and self._taken:  # if none was taken since the last, the provider is down, not smaller
+            self._fast_below, self._taken = self._slots / 2, False
         self._slots = max(self._slots - 1, self._least)
         self._paused_until = max(self._paused_until, now + pause_s)
 
@@ -283,16 +287,15 @@ _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[dhms]))+")
 
 def _seconds(value: str | None) -> float | None:
     """Seconds from now: `20`, `1m30.5s`, a date of HTTP, or one of RFC 3339."""
-    if value is None or (number := _number(value)) is not None:
-        return None if value is None else number
+    number = _number(value)
+    if value is None or number is not None:
+        return number
     if _DURATION.fullmatch(value):
         return sum(float(n) * _UNITS[unit] for n, unit in re.findall(r"([\d.]+)(ms|[dhms])", value))
     for read in (datetime.fromisoformat, parsedate_to_datetime):
-        try:
+        with suppress(ValueError, OverflowError):
             moment = read(value)
-        except ValueError:
-            continue
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - time.time()
+            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - time.time()
     return None
 
 

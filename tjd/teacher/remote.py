@@ -31,7 +31,7 @@ from tjd.teacher.pace import LONGEST_ASKED_S, NOTHING, Ending, Gate, Halted, Pac
 LOOK_AHEAD = 8  # requests begun per call that may be in flight, so that a slow one does not hold up those behind it
 FAILURES_IN_A_ROW = 20  # with no success in between: the server is down, not the row bad
 BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 60.0  # doubles with each attempt
-SLOW = 0.25  # of the time limit: what takes longer waits in a queue of the server's, and more calls would not help
+SLOW = 1 / 3  # of the time limit: what takes longer waits in a queue of the server's, and more calls would not help
 BYTES_PER_TOKEN = 3  # of a prompt, few on purpose: `--tpm` counts what it says until the true number is known
 LAST_CALLS_S = 5.0  # for calls in flight when a run is broken off
 
