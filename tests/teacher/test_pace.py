@@ -15,10 +15,13 @@ from hypothesis import strategies as st
 
 from tests.server import Reply, Server, last_user, serve
 from tests.teacher.test_remote import numbered, opened
-from tjd.config import BackendConfig
+from tjd import prompts
+from tjd.config import BackendConfig, LabelConfig
 from tjd.errors import ConfigError
+from tjd.stages.label import label
 from tjd.teacher import Request, user
 from tjd.teacher.pace import NOTHING, START, Call, Ending, Pace, Told, told_by
+from tjd.teacher.verdicts import VARIABLES
 
 
 class Clock:
@@ -334,3 +337,45 @@ def test_the_server_gets_what_litellm_would_send(server: Server, monkeypatch: py
     }
     sent = [{name.lower(): value for name, value in headers.items()} for headers in server.headers]
     assert [headers["authorization"] for headers in sent] == ["Bearer sk-0123456789"] * 2
+
+
+FAULTS = [
+    Reply("slow down", 429, {"Retry-After": "1"}),
+    Reply("slow down", 429),
+    Reply("boom", 500),
+    Reply(hang_up=True),
+    Reply("late", delay_s=2.0),
+    Reply(raw=b'{"choices": [{"mess'),
+    Reply(""),
+    Reply("Das kann man so nicht sagen."),
+]
+
+
+def test_whatever_fails_a_row_is_labelled_or_null_with_a_reason(server: Server) -> None:
+    def faulty(body: dict[str, Any], before: int) -> Reply:
+        i = int(body["messages"][0]["content"].partition("query ")[2].split()[0])
+        first = before == 0 and len(body["messages"]) == 1
+        return FAULTS[i % len(FAULTS)] if i % 15 == 1 or (i % 5 == 1 and first) else Reply("Yes")
+
+    server.script = faulty
+    constraint = {"constraint_id": "c", "kind": "soft", "category": "style", "text": "Be brief."}
+    constraint |= {"checker": None, "kwargs": None}
+    rows = [
+        {"response_id": f"r{i}", "query": f"query {i} ", "response": "Words.", "constraints": [constraint]}
+        for i in range(160)
+    ]
+    prompt, again = prompts.load("label.pointwise.v1", VARIABLES["pointwise"]), prompts.load("again.v1", ["reason"])
+    teacher = asked(retries=2, timeout_s=1.0, concurrency=16)
+    labels = list(label(rows, prompt, again, teacher.ask, LabelConfig(), lambda *_, **__: (None, "no rules here")))
+    assert [row["response_id"] for row in labels] == [row["response_id"] for row in rows]
+    assert {row["followed"] for row in labels} == {True, None}
+    nulls = {row["response_id"]: row["error"] for row in labels if row["followed"] is None}
+    assert all(nulls.values())
+    assert set(nulls) == {f"r{i}" for i in range(160) if i % 15 == 1}
+    assert {reason.removeprefix("the call failed: ").partition(":")[0] for reason in nulls.values()} >= {
+        "429",
+        "500",
+        "no answer in time (--timeout-s)",
+        "the model said nothing",
+        "neither Yes nor No",
+    }
