@@ -24,8 +24,9 @@ from email.utils import parsedate_to_datetime
 from typing import Literal
 
 START = 64  # calls in flight at first
-ANSWERS_PER_SLOT = 25
-MEMORY, STRAY = 50, 0.1  # calls that the share refused looks back on; up to this share, refusals are not meant for all
+ANSWERS_PER_SLOT = 20
+STRAY = 0.1  # up to this share of calls, refusals are not meant for all
+MEMORY = 50  # calls that the share looks back on, or as many as there are slots
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0  # of all calls, where a limit names no time; doubles with each refusal
 SHRINK = 0.9  # that pause, per answer: it is stable at one refusal in 7 calls
 LONGEST_ASKED_S = 300.0  # what a server may ask for
@@ -187,6 +188,7 @@ class Pace:
         if ending == "answered":
             self._answered(call, now)
         elif ending != "failed":
+            self._tokens.correct(call.tokens, 0)
             self._refused(call, told, now, limited=ending == "limited")
         self._in_flight -= 1
 
@@ -195,7 +197,7 @@ class Pace:
             grown = self._slots + (1 if self._slots < self._fast_below else 1 / ANSWERS_PER_SLOT)
             self._slots = min(grown, self._ceiling)
         self._taken = True
-        self._share -= self._share / MEMORY
+        self._share -= self._share / max(MEMORY, self._slots)
         self._pause_s = max(self._pause_s * SHRINK, SHORTEST_PAUSE_S)
         if self._share <= STRAY and call.number > self._burst_from:  # taken though it began later: not all are refused
             self._paused_until = -math.inf
@@ -208,7 +210,7 @@ class Pace:
             if limited:  # a server that is down is better found out soon: each call has pauses of its own
                 pause_s = max(pause_s, self._pause_s)
                 self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
-        self._share += (1 - self._share) / MEMORY
+        self._share += (1 - self._share) / max(MEMORY, self._slots)
         if self._share > STRAY and self._taken:  # if none was taken since the last, the provider is down, not smaller
             self._fast_below, self._taken = self._slots / 2, False
         self._slots = max(self._slots - 1, self._least)
