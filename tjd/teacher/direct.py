@@ -31,14 +31,14 @@ class Refused(Exception):
         self.status_code, self.response = response.status, response
 
 
-def serves(litellm: Any, name: str, provider: str, base: str | None) -> bool:
+def serves(litellm: Any, name: str, provider: str, base: str) -> bool:
     """Whether a model can be asked without litellm, which also knows proxies, odd certificates and other protocols."""
-    if provider not in PROVIDERS or not base or "SSL_VERIFY" in os.environ:
+    if provider not in PROVIDERS or "SSL_VERIFY" in os.environ:
         return False
     address = urlsplit(base)
     if address.scheme in getproxies() and not proxy_bypass(address.netloc):
         return False
-    return litellm.model_cost.get(name.partition("/")[2], {}).get("mode", "chat") == "chat"
+    return litellm.model_cost.get(litellm.get_llm_provider(name)[0], {}).get("mode", "chat") == "chat"
 
 
 class Direct:

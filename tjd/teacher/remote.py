@@ -60,8 +60,9 @@ class Remote:
         self._litellm = _litellm()
         provider = _require_reachable(self._litellm, name)
         base = _api_base(provider)
-        direct = base if base and serves(self._litellm, name, provider, base) else None
-        self._send = Direct(self._litellm, name, provider, direct) if direct else self._litellm.acompletion
+        self._send = self._litellm.acompletion
+        if base and serves(self._litellm, name, provider, base):
+            self._send = Direct(self._litellm, name, provider, base)
         self.usage = Usage()
         self._ledger = Ledger(name, f"{name}@{base}" if base else name, folder, self.usage, config.cache_tag)
         self._gate = Gate(Pace(config.concurrency, config.rpm, config.tpm, SLOW * (config.timeout_s or math.inf)))
