@@ -7,8 +7,8 @@ than stray, then by one per ANSWERS_PER_SLOT answers. A refused call takes its s
 leaves as many slots as the provider filled; of those in flight at one time at most half go. Where growth and refusals
 balance, one call in ANSWERS_PER_SLOT is refused and the others use every slot: halving at each would starve a run.
 
-A refusal pauses all calls, for as long as it asks. The pause ends early only where refusals are few and a call that
-began after the refused one was taken nevertheless.
+A refusal pauses all calls for as long as it asks, and where refusals are more than stray but name no time, for longer
+each time. A pause ends early only where refusals are stray and a call that began after the refused one was answered.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from typing import Literal
 
 START = 64  # calls in flight at first
 ANSWERS_PER_SLOT = 20
-STRAY = 0.1  # up to this share of calls, refusals are not meant for all
+STRAY = 0.1  # up to this share of calls, refusals may be meant for some and not for all
 MEMORY = 50  # calls that the share looks back on, or as many as there are slots
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0  # of all calls, where a limit names no time; doubles with each refusal
 SHRINK = 0.9  # that pause, per answer: it is stable at one refusal in 7 calls
@@ -203,14 +203,16 @@ class Pace:
             self._paused_until = -math.inf
 
     def _refused(self, call: Call, told: Told, now: float, *, limited: bool) -> None:
+        self._share += (1 - self._share) / max(MEMORY, self._slots)
         pause_s = min(told.retry_after_s, LONGEST_ASKED_S)
         if call.number > self._burst_to:  # else it was in flight at the last refusal, and shares its cause
             self._burst_from, self._burst_to = call.number, self._begun
             self._least = max(self._slots / 2, 1.0)
-            if limited:  # a server that is down is better found out soon: each call has pauses of its own
+            if (
+                limited and self._share > STRAY
+            ):  # a server that is down is better found out soon: each call has pauses of its own
                 pause_s = max(pause_s, self._pause_s)
                 self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
-        self._share += (1 - self._share) / max(MEMORY, self._slots)
         if self._share > STRAY and self._taken:  # if none was taken since the last, the provider is down, not smaller
             self._fast_below, self._taken = self._slots / 2, False
         self._slots = max(self._slots - 1, self._least)
