@@ -243,7 +243,8 @@ def measure(name: str, options: argparse.Namespace, n: int, behaviour: tuple[flo
             **os.environ, "HOSTED_VLLM_API_BASE": url, "LM_STUDIO_API_BASE": url, "LM_STUDIO_API_KEY": "none",
             "LITELLM_LOCAL_MODEL_COST_MAP": "True", "NEMO_TELEMETRY_ENABLED": "false",
         }  # fmt: skip
-        own = {"n": n, "url": url, "ceiling": ceiling, "allowed": options.allowed, "timeout_s": options.timeout_s}
+        timeout_s = options.timeout_s if behaviour[2] else 120.0
+        own = {"n": n, "url": url, "ceiling": ceiling, "allowed": options.allowed, "timeout_s": timeout_s}
         python = options.peer if name == "data-designer" else sys.executable
         done = subprocess.run(
             [python, __file__, "--client", name, "--own", json.dumps(own)],
@@ -270,7 +271,7 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=20000)
     parser.add_argument("--allowed", type=int, default=200)
     parser.add_argument("--latency-s", type=float, default=2.0, help="of ideal and faults")
-    parser.add_argument("--timeout-s", type=float, default=8.0, help="of an attempt of tjd's")
+    parser.add_argument("--timeout-s", type=float, default=8.0, help="of an attempt, where calls fail")
     parser.add_argument("--peer", help="interpreter that has data-designer")
     parser.add_argument("--client", help=argparse.SUPPRESS)
     parser.add_argument("--own", help=argparse.SUPPRESS)
