@@ -39,6 +39,7 @@ class Server:
     url: str
     script: Script
     calls: list[dict[str, Any]] = field(default_factory=list)  # bodies, in order of arrival
+    headers: list[dict[str, str]] = field(default_factory=list)  # likewise
     asked: Counter[str] = field(default_factory=Counter)  # by prompt and seed
     answered: Counter[str] = field(default_factory=Counter)  # likewise; whole replies that were sent
     at_once: int = 0  # most calls in flight
@@ -66,6 +67,7 @@ def serve(script: Script) -> Iterator[Server]:
                 before = state.asked[key]
                 state.asked[key] += 1
                 state.calls.append(body)
+                state.headers.append(dict(self.headers))
                 state.in_flight += 1
                 state.at_once = max(state.at_once, state.in_flight)
             try:

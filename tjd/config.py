@@ -60,7 +60,9 @@ def _name_embedded(config: Any, name: str, written: str) -> None:
 class BackendConfig:
     """How to reach a model; nothing here changes an answer, so none of it is provenance."""
 
-    concurrency: int = flag(64, "Calls in flight.")
+    concurrency: int = flag(512, "Most calls in flight; how many there are follows what the provider takes.")
+    rpm: int = flag(0, "Most calls within any minute; 0 is no limit.")
+    tpm: int = flag(0, "Most tokens within any minute, prompts and completions; 0 is no limit.")
     retries: int = flag(5, "Further attempts per failed call, with growing pauses.")
     timeout_s: float = flag(120.0, "Seconds per attempt.")
     batch_size: int = flag(32, "Prompts at once of a local model.")
@@ -84,7 +86,7 @@ class BackendConfig:
     def __post_init__(self) -> None:
         """Check ranges, and that a price has both its parts."""
         _at_least(self, 1, "concurrency", "batch_size", "job_size")
-        _at_least(self, 0, "retries", "timeout_s", "poll_s")
+        _at_least(self, 0, "rpm", "tpm", "retries", "timeout_s", "poll_s")
         if self.max_cost is not None and not self.max_cost >= 0:
             raise ConfigError(f"--max-cost must be at least 0, not {self.max_cost}")
         if priced(self.price_in).keys() != priced(self.price_out).keys():

@@ -1,11 +1,13 @@
-"""Ask a model behind an API, through litellm: concurrent, retried, cached, in order.
+"""Ask a model behind an API: concurrent, paced (`pace.py`), retried, cached, in order.
 
-Keys and addresses come from the environment variables that litellm reads (`GEMINI_API_KEY`, `OPENAI_API_BASE`,
+Calls go through litellm, or where a server is known to speak OpenAI's protocol straight to it (`direct.py`). Keys and
+addresses come from the environment variables that litellm reads (`GEMINI_API_KEY`, `OPENAI_API_BASE`,
 `HOSTED_VLLM_API_BASE`, ...).
 """
 
 import asyncio
 import logging
+import math
 import os
 import random
 import re
@@ -24,23 +26,24 @@ from tjd.errors import BackendError, ConfigError
 from tjd.teacher import Again, Completion, Request, Usage, follow_up, merged
 from tjd.teacher.budget import FREE, Budget, given_price, listed_price
 from tjd.teacher.cache import Ledger
+from tjd.teacher.direct import Direct, serves
 from tjd.teacher.logprobs import TOP, of_choice
+from tjd.teacher.pace import LONGEST_ASKED_S, NOTHING, Ending, Gate, Halted, Pace, Told, told_by
 
-LOOK_AHEAD = 8  # requests begun per call in flight, so that a slow one does not hold up those behind it
+LOOK_AHEAD = 8  # requests begun per call that may be in flight, so that a slow one does not hold up those behind it
 FAILURES_IN_A_ROW = 20  # with no success in between: the server is down, not the row bad
 BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 60.0  # doubles with each attempt
-LONGEST_RETRY_AFTER_S = 300.0  # what a server may ask for
+SLOW = 1 / 3  # of the time limit: what takes longer waits in a queue of the server's, and more calls would not help
+BYTES_PER_TOKEN = 3  # of a prompt, few on purpose: `--tpm` counts what it says until the true number is known
 LAST_CALLS_S = 5.0  # for calls in flight when a run is broken off
+
+ENDINGS: dict[int | None, Ending] = {429: "limited", 529: "limited", 503: "overloaded"}
 
 logger = logging.getLogger(__name__)
 
 
 Halt = Future[None]
 """Done when a run of `ask` is over; holds the error that ended it, whichever request met it."""
-
-
-class Halted(Exception):
-    """A request that nobody waits for any more."""
 
 
 class Remote:
@@ -64,17 +67,20 @@ class Remote:
         self._given = given_price(config, name)
         self.price = self._given or listed_price(_entry(self._litellm, name))
         self._budget = budget
+        self._send = self._litellm.acompletion
+        if base and serves(self._litellm, name, provider, base):
+            self._send = Direct(self._litellm, name, provider, base)
         self.usage = Usage()
         self._ledger = Ledger(name, f"{name}@{base}" if base else name, folder, self.usage, config.cache_tag)
         if budget.cap_usd is not None:
             _require_bounded(self._litellm, name, is_priced=self.price is not None)
-        self._slots = asyncio.Semaphore(config.concurrency)
+        self._gate = Gate(Pace(config.concurrency, config.rpm, config.tpm, SLOW * (config.timeout_s or math.inf)))
         self._in_flight: dict[bytes, asyncio.Task[Completion]] = {}
         self._failures = 0  # in a row
         self._jitter = random.Random()
 
     def ask(self, requests: Iterable[Request], again: Again | None = None) -> Iterator[Completion]:
-        """Ask with `concurrency` calls in flight; see `Ask`.
+        """Ask with as many calls in flight as the server takes, at most `concurrency`; see `Ask`.
 
         Raises:
             BackendError: The key is refused, there is no such model, or calls fail one after the other.
@@ -94,6 +100,7 @@ class Remote:
         finally:  # calls in flight may still arrive and be kept; no other is begun
             if not halt.done():
                 halt.set_result(None)
+            loop.call_soon_threadsafe(self._gate.admit)  # those that wait need not any more
 
     def find(self, request: Request) -> Completion | None:
         """See `Teacher.find`; where its price was unknown, what it costs by the price that is given now."""
@@ -139,8 +146,7 @@ class Remote:
 
     async def _call(self, request: Request, halt: Halt) -> Completion:
         try:
-            async with self._slots:
-                completion = await self._attempts(request, halt)
+            completion = await self._attempts(request, halt)
             self._ledger.enter([(request, completion)])
         finally:
             del self._in_flight[self._ledger.key(request)]
@@ -158,24 +164,38 @@ class Remote:
             if attempt:
                 self.usage.retries += 1
                 await asyncio.sleep(self._pause_s(attempt, trouble))
-            async with self._budget.attempt((self.price or FREE).most_usd(request)) as bill:
-                if halt.done():
-                    bill.usd = 0.0
-                    raise Halted
-                try:
-                    async with asyncio.timeout(self._config.timeout_s or None):
-                        completion = self._completion(await self._litellm.acompletion(**self._arguments(request)))
-                    bill.usd = completion.cost_usd
-                    return completion
-                except Exception as exc:  # the one place where litellm's errors, and its servers' garbage, are mapped
-                    trouble = understood(exc)
-                    bill.usd = 0.0 if trouble.refused or trouble.fatal else None
+            outcome = await self._attempt(request, halt, first=attempt > 0)
+            if isinstance(outcome, Completion):
+                return outcome
+            trouble = outcome
             logger.debug("%s: attempt %d: %s", self.name, attempt + 1, trouble.what)
             if trouble.fatal:
                 raise BackendError(f"{self.name}: {trouble.what}; {trouble.fatal}")
             if not trouble.retry:
                 break
         return Completion(None, self.name, error=f"the call failed: {trouble.what}")
+
+    async def _attempt(self, request: Request, halt: Halt, *, first: bool) -> "Completion | Trouble":
+        async with self._budget.attempt((self.price or FREE).most_usd(request)) as bill:
+            bill.usd = 0.0  # until it is sent
+            call = await self._gate.enter(_likely_tokens(request), halt.done, first=first)
+            ending: Ending = "failed"
+            told, n_tokens, bill.usd = NOTHING, None, None
+            try:
+                async with asyncio.timeout(self._config.timeout_s or None):
+                    reply = await self._send(**self._arguments(request))
+                ending, told = "answered", told_by(_headers(reply))
+                completion = self._completion(reply)
+                n_tokens = (completion.n_prompt_tokens or 0) + (completion.n_tokens or 0) or None
+                bill.usd = completion.cost_usd
+                return completion
+            except Exception as exc:  # the one place where a client's errors, and its servers' garbage, are mapped
+                trouble = understood(exc)
+                ending, told = trouble.ending, trouble.told
+                bill.usd = 0.0 if trouble.refused or trouble.fatal else None
+                return trouble
+            finally:
+                self._gate.leave(call, ending, told, n_tokens)
 
     def _arguments(self, request: Request) -> dict[str, Any]:
         arguments: dict[str, Any] = {
@@ -224,7 +244,7 @@ class Remote:
 
     def _pause_s(self, attempt: int, trouble: "Trouble") -> float:
         backoff = min(BACKOFF_S * 2 ** (attempt - 1), LONGEST_BACKOFF_S) * self._jitter.uniform(0.5, 1.5)
-        return max(backoff, min(trouble.retry_after_s, LONGEST_RETRY_AFTER_S))
+        return max(backoff, min(trouble.told.retry_after_s, LONGEST_ASKED_S))
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,13 +253,14 @@ class Trouble:
 
     what: str  # one line, without keys
     retry: bool
-    retry_after_s: float = 0.0  # what the server asked for
+    ending: Ending = "failed"  # what it says about the pace
+    told: Told = NOTHING  # by its headers
     fatal: str | None = None  # why no other call can succeed either: what the user has to do
     refused: bool = False  # by the server, so that nothing is billed; what is fatal never is
 
 
 def understood(exc: Exception) -> Trouble:
-    """Sort an error of litellm, or of reading its reply, into fatal, worth a retry, or this row's own."""
+    """Sort an error of a client, or of reading its reply, into fatal, worth a retry, or this row's own."""
     status = getattr(exc, "status_code", None)
     said = _one_line(exc)
     what = f"{status or type(exc).__name__}: {said}"
@@ -256,7 +277,8 @@ def understood(exc: Exception) -> Trouble:
     garbage = status is None  # a reply that could not be read, or a connection that broke
     refused = not garbage and 400 <= status < 500 and status != 408  # 408 is litellm's word for a time-out
     retry = garbage or may_pass(status)
-    return Trouble(what, retry=retry, retry_after_s=_retry_after_s(exc), refused=refused)
+    ending = ENDINGS.get(status, "failed")
+    return Trouble(what, retry=retry, ending=ending, told=told_by(_headers(exc)), refused=refused)
 
 
 def may_pass(status: int) -> bool:
@@ -264,14 +286,19 @@ def may_pass(status: int) -> bool:
     return status in (408, 409, 425, 429) or status >= 500
 
 
-def _retry_after_s(exc: Exception) -> float:
-    headers = getattr(getattr(exc, "response", None), "headers", None) or {}
-    more = getattr(exc, "litellm_response_headers", None) or {}
-    value = headers.get("retry-after") or more.get("retry-after") or more.get("llm_provider-retry-after") or "0"
-    try:
-        return max(float(value), 0.0)
-    except ValueError:  # a date; the backoff will do
-        return 0.0
+def _headers(reply: Any) -> dict[str, str]:
+    """Those of a reply, or of the error that it was turned into."""
+    headers = getattr(reply, "_response_headers", None) or {}
+    response = getattr(reply, "response", None)
+    for more in (getattr(reply, "litellm_response_headers", None), getattr(response, "headers", None)):
+        headers = {**headers, **(more or {})}
+    return headers
+
+
+def _likely_tokens(request: Request) -> float:
+    """The most that a request is likely to use."""
+    n_bytes = sum(len(message["content"].encode("utf-8", "replace")) for message in request.messages)
+    return n_bytes / BYTES_PER_TOKEN + request.max_tokens
 
 
 def _one_line(exc: Exception) -> str:
