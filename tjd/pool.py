@@ -96,6 +96,7 @@ class Plan:
         """
         self._config = config
         self._next: dict[Place, int] = {}  # the first seed that was not asked yet
+        self._extra: Counter[Place] = Counter()
         acceptance = Acceptance()
         for row in acceptance.of_labels(labels):
             place = (row["instruction_id"], row["model"], row["condition"])
@@ -106,13 +107,8 @@ class Plan:
             for category, verdicts in acceptance.by_category().items()
             if (share := share_followed(verdicts)) is not None and min(share, 1 - share) < config.target_balance
         }
-        constraints: dict[str, dict[str, int]] = {category: {} for category in short}  # how many an instruction has
-        for row in instructions:
-            for category, n in Counter(c["category"] for c in row["constraints"] or () if c["kind"] == "soft").items():
-                if category in constraints and row["instruction"]:
-                    constraints[category][row["instruction_id"]] = n
+        constraints = _constraints(instructions, short)
         sources = [(model, condition) for model in models for condition in config.condition]
-        self._extra: Counter[Place] = Counter()
         self.shortages = [
             self._fill(category, verdicts, constraints[category], _rates(category, verdicts, acceptance, sources))
             for category, verdicts in short.items()
@@ -146,6 +142,16 @@ class Plan:
                     rare += rates[source] * constraints[key]
                     total += constraints[key]
         return Shortage(category, followed, share, rare / total, n, sources)
+
+
+def _constraints(instructions: Iterable[Row], categories: Iterable[str]) -> dict[str, dict[str, int]]:
+    """How many constraints of a category each instruction has, for those that have any."""
+    found: dict[str, dict[str, int]] = {category: {} for category in categories}
+    for row in instructions:
+        soft = Counter(c["category"] for c in row.get("constraints") or () if c["kind"] == "soft")
+        for category in found.keys() & soft.keys() if row["instruction"] else ():
+            found[category][row["instruction_id"]] = soft[category]
+    return found
 
 
 def _rates(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from tjd.commands.terminal import Line, counted, print_numbers, say
-from tjd.config import ONE_SIDED, SampleConfig
+from tjd.config import SampleConfig
 from tjd.errors import BackendError
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ def tell_acceptance(acceptance: "Acceptance", what: str) -> None:
         print_numbers("acceptance", ("category", "model", "condition"), lines, sys.stderr)
     for category, share in acceptance.one_sided().items():
         say(
-            f"warning: {share:.0%} of the verdicts on {category} are 'followed': under {ONE_SIDED:.0%} are of the other "
-            "kind, too few for a judge to learn it; see tjd sample --labels FILE --target-balance SHARE",
+            f"warning: {category} is one-sided: {share:.0%} of its verdicts are 'followed', and a judge learns from both; "
+            "see tjd sample --labels FILE --target-balance SHARE",
             style="yellow",
         )
 
