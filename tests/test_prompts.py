@@ -15,7 +15,7 @@ from tjd.errors import PromptError
 from tjd.prompts import Prompt
 from tjd.resources import folder
 from tjd.stages import label, synthesize
-from tjd.teacher import verdicts
+from tjd.teacher import verdicts, verification
 
 GOLDEN = Path(__file__).parent / "golden" / "prompts"
 ROW = {
@@ -57,6 +57,12 @@ def rendered_again() -> str:
     return prompts.load("again.v1", ("reason",)).render(reason="neither Yes nor No")
 
 
+def rendered_verify() -> str:
+    prompt = prompts.load("verify.v1", verification.VARIABLES)
+    request = verification.verification_request(prompt, ROW["query"], ROW["instruction"], ROW["constraints"])
+    return request.messages[0]["content"]
+
+
 def rendered_followbench() -> str:
     row = {
         "level": 2,
@@ -81,6 +87,7 @@ RENDERINGS = {
     "label.batch.rationale.v1": lambda: rendered_label("batch", format="json", rationale=True),
     "judge.v1": rendered_judge,
     "again.v1": rendered_again,
+    "verify.v1": rendered_verify,
     "followbench.v1": rendered_followbench,
     "cfbench.v1": rendered_cfbench,
 }

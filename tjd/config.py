@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from tjd.errors import ConfigError
 
 CONDITIONS = ("with_constraint", "without_constraint")
+ONE_SIDED = 0.1  # of a category's verdicts: where the rarer one has a smaller share, `tjd label` warns
 
 Layout = Literal["3-for-3", "1-for-3", "1-for-all"]
 Balance = Literal["weights", "rows"]
@@ -124,12 +125,31 @@ class SynthesizeConfig:
     per_query: int = flag(1, "Soft constraints per query.")
     temperature: float = flag(1.0, "Sampling temperature; 0 is greedy.")
     max_tokens: int = flag(2048, "Longest completion, in tokens.")
-    max_invalid: float = flag(0.1, "Exit 5 above this share of rows without an instruction; the table is written.")
+    dedup: float = flag(
+        0.0,
+        "Reject a query, or an instruction, that is at least so similar (0.5 to 1; 0.8, say) to one before it: the Jaccard "
+        "index of their runs of three words, estimated by MinHash. 0 rejects none.",
+    )
+    verify: bool = flag(
+        False,
+        "Ask once more per instruction, whether it still asks for what the query asks, contains its constraints, and "
+        "whether they can be followed together; reject it if not. Twice as many calls.",
+    )
+    verifier: str = flag("", "Who verifies; by default the teacher. " + TEACHER_HELP)
+    max_invalid: float = flag(
+        0.1,
+        "Exit 5 above this share of rows without an instruction, or that could not be verified; the table is written.",
+    )
     seed: int = flag(0, SEED_HELP)
 
     def __post_init__(self) -> None:
         """Check ranges, and write names in one way."""
         _name_embedded(self, "teacher", "hf:embedded")
+        _name_embedded(self, "verifier", "hf:embedded")
+        if self.verifier and not self.verify:
+            raise ConfigError("--verifier needs --verify")
+        if self.dedup and not 0.5 <= self.dedup <= 1:
+            raise ConfigError(f"--dedup must lie in [0.5, 1], or be 0 to reject none, not {self.dedup}")
         _at_least(self, 1, "per_query", "max_tokens")
         _at_least(self, 0, "temperature")
         _share(self, "max_invalid")
@@ -145,6 +165,11 @@ class SampleConfig:
     temperature: float = flag(1.0, "Sampling temperature; 0 is greedy.")
     top_p: float = flag(1.0, "Nucleus sampling: the share of probability to keep.")
     max_tokens: int = flag(1024, "Longest response, in tokens.")
+    target_balance: float = flag(
+        0.0,
+        "With --labels: sample only what brings the rarer verdict of each category up to this share (0.3, say), from the "
+        "models and conditions that gave it, `n` more responses per instruction, model and condition at most.",
+    )
     max_invalid: float = flag(0.1, "Exit 5 above this share of failed responses; the table is written.")
     seed: int = flag(0, SEED_HELP)
 
@@ -156,6 +181,12 @@ class SampleConfig:
         for name in self.condition:
             if name not in CONDITIONS:
                 raise ConfigError(f"--condition must be one of {', '.join(CONDITIONS)}, not '{name}'")
+        if not 0 <= self.target_balance <= 0.5:
+            raise ConfigError(
+                f"--target-balance is the share of the rarer verdict, in [0, 0.5], not {self.target_balance}"
+            )
+        if self.target_balance and not self.temperature:
+            raise ConfigError("--target-balance asks for further responses, which --temperature 0 would repeat")
         _at_least(self, 1, "n", "max_tokens")
         _at_least(self, 0, "temperature")
         _share(self, "top_p", "max_invalid")

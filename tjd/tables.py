@@ -57,10 +57,16 @@ INSTRUCTIONS = pa.schema(
         *QUERIES,
         pa.field("instruction", pa.string()),  # the query with its constraints woven in; null if the teacher failed
         pa.field("constraints", pa.list_(CONSTRAINT)),  # empty if the teacher failed and the query had no rules
-        pa.field("error", pa.string()),  # why `instruction` is null
+        pa.field("error", pa.string()),  # why `instruction` is null, or why it could not be verified
         pa.field("cost_usd", pa.float64()),  # of the calls that made this row, null if the price is unknown
         pa.field("n_prompt_tokens", pa.int64()),  # of the same calls, null if unknown; 0 where nothing was asked
         pa.field("n_completion_tokens", pa.int64()),  # likewise
+    ]
+)
+REJECTED = pa.schema(
+    [
+        *INSTRUCTIONS,  # what was known when the row was rejected: of a query its own columns
+        pa.field("reason", pa.string()),  # why; up to a colon what kind of reason it is
     ]
 )
 RESPONSES = pa.schema(
@@ -213,6 +219,7 @@ FOREIGN = pa.schema([])  # nothing is promised of a table that another tool wrot
 KEYS = {
     "queries": (QUERIES, ("query_id",)),
     "instructions": (INSTRUCTIONS, ("instruction_id",)),
+    "rejected": (REJECTED, ("instruction_id",)),
     "responses": (RESPONSES, ("response_id",)),
     "labels": (LABELS, ("response_id", "constraint_id")),
     "scores": (SCORES, ("response_id", "constraint_id")),
@@ -336,14 +343,34 @@ def write_rows(rows: Iterable[Row], out: str, schema: pa.Schema, provenance: Map
     Returns:
         The number of rows written.
     """
+    n_rows = 0
+    with row_writer(out, schema, provenance) as write:
+        for row in rows:
+            write(row)
+            n_rows += 1
+    return n_rows
+
+
+@contextmanager
+def row_writer(out: str, schema: pa.Schema, provenance: Mapping[str, Any]) -> Iterator[Callable[[Row], None]]:
+    """As `write_rows`, for rows that come up while another table is written: call what it yields with each."""
     footer = json.dumps(provenance, sort_keys=True, ensure_ascii=False)
     schema = schema.with_metadata({"tjd": footer})
-    n_rows = 0
+    group: list[Row] = []
     with _atomic(out) as sink, pq.ParquetWriter(sink, schema, compression="zstd") as writer:
-        for chunk in _chunks(rows, ROWS_PER_GROUP):
-            writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
-            n_rows += len(chunk)
-    return n_rows
+
+        def write(row: Row) -> None:
+            group.append(row)
+            if len(group) == ROWS_PER_GROUP:
+                flush()
+
+        def flush() -> None:
+            writer.write_batch(pa.RecordBatch.from_pylist(group, schema=schema))
+            group.clear()
+
+        yield write
+        if group:
+            flush()
 
 
 def provenance(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str], prompts: Mapping[str, str]) -> Row:
@@ -628,17 +655,6 @@ def _atomic(out: str) -> Iterator[IO[bytes]]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-
-
-def _chunks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    chunk: list[Row] = []
-    for row in rows:
-        chunk.append(row)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
 
 
 def _first_line(exc: BaseException) -> str:

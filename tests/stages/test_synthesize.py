@@ -29,7 +29,8 @@ def written(categories: Iterable[str], instruction: str = "do it so") -> str:
 
 
 def obedient(request: Request) -> str:
-    return written(request.note)
+    categories, _ = request.note
+    return written(categories)
 
 
 def synthesized(rows: Iterable[Row], answer: Callable[[Request], str | None] = obedient, **settings: Any) -> list[Row]:
@@ -172,6 +173,7 @@ def test_json_is_found_where_it_stands(wrap: str) -> None:
         ('{"constraints": [{"category": "style", "text": 3}], "instruction": "x"}', "'constraints' must be a list"),
         (written(["style"], " "), "'instruction' must be a text that is not empty"),
         ('{"constraints": [{"category": "style", "text": "x"}]}', "'instruction' must be a text that is not empty"),
+        (written(["style"], "What  is 0?"), "'instruction' is the query alone; it must contain the constraints"),
         (None, "boom"),
     ],
 )

@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,11 +24,13 @@ from tjd.commands.common import (
     own_checkers,
     rows_of,
     tell_plan,
+    writable,
     write,
 )
 from tjd.commands.terminal import answers_to, print_grid, require_known
-from tjd.config import AgreementConfig, BackendConfig, LabelConfig, SampleConfig, SynthesizeConfig
-from tjd.errors import DataError
+from tjd.config import AgreementConfig, BackendConfig, LabelConfig, SampleConfig, SynthesizeConfig, as_dict
+from tjd.errors import ConfigError, DataError
+from tjd.extras import need
 from tjd.flags import flags
 
 app = typer.Typer()
@@ -44,43 +47,85 @@ def synthesize_command(
     backend: BackendConfig,
     taxonomy: Taxonomy = None,
     dry_run: DryRun = False,
+    rejected: Annotated[
+        str | None,
+        typer.Option(
+            help="Parquet file for the rows that --dedup or --verify reject, with the reason.", callback=writable
+        ),
+    ] = None,
     where: Where = [],  # noqa: B006
     limit: Limit = 0,
 ) -> None:
     """Let the teacher write soft constraints for each query and weave them into an instruction.
 
     Categories are assigned in balance over the table; a column `category` fixes a row's own. Rule constraints that a
-    query already has (column `constraints`) are kept.
+    query already has (column `constraints`) are kept. Near-duplicates are rejected before anything is asked.
     """
     from tjd import prompts, tables
     from tjd import taxonomy as categories
+    from tjd.commands.pool import Screening
+    from tjd.duplicates import Seen
+    from tjd.stages import screen
     from tjd.stages import synthesize as stage
+    from tjd.teacher.verification import VARIABLES
 
+    if rejected == out:
+        raise ConfigError(f"--out and --rejected are both {out}; name two files")
+    if config.dedup:
+        need("synthesize --dedup", "teacher", "rensa")
     known = categories.load(taxonomy)
     prompt, again = prompts.load("synthesize.v1", stage.VARIABLES), prompts.load("again.v1", ["reason"])
+    templates = [prompt, again]
     table = tables.open_table(queries, "queries", need=("query", "query_id"))
-    schema = tables.output_schema("instructions", like=table.schema, drop=["category"])
-    budget = open_budget([config.teacher], backend)
-    [teacher] = open_models("synthesize", [config.teacher], backend, budget, dry_run=dry_run)
-    rows = stage.synthesize(rows_of(table, where, limit), prompt, again, teacher.ask, config, known)
+    like = table.schema
+    names = [config.teacher, *({config.verifier} - {"", config.teacher})]
+    budget = open_budget(names, backend)
+    models = open_models("synthesize", names, backend, budget, dry_run=dry_run)
+    teacher, verifier = models[0], models[-1]
+
+    rows: Iterable[screen.Screened] = rows_of(table, where, limit)
+    if config.dedup:
+        rows = screen.distinct(rows, "query", Seen(config.dedup, config.seed))
+    rows = screen.passing(rows, lambda kept: stage.synthesize(kept, prompt, again, teacher.ask, config, known))
+    if config.dedup:
+        rows = screen.distinct(rows, "instruction", Seen(config.dedup, config.seed))
+    if config.verify:
+        templates.append(verification := prompts.load("verify.v1", VARIABLES))
+        rows = screen.verify(rows, verification, again, verifier.ask, config)
+        like = screen.with_verified(like)
     if dry_run:
-        return tell_plan(rows, [teacher], out)
-    inputs, templates = {"queries": table}, [prompt, again]
-    written = write(
-        rows,
-        out,
-        schema,
+        return tell_plan(rows, models, out)
+
+    settings = as_dict(config) | {"teacher": teacher.name, "verifier": verifier.name if config.verify else ""}
+    digests = {"queries": table.digest} | {model.name: model.digest for model in models if model.digest}
+    source = tables.provenance(
         "synthesize",
-        config,
-        inputs,
-        templates,
-        [teacher],
-        chosen=(where, limit),
-        null="instruction",
-        total=table.n_rows(where, limit),
-        budget=budget,
+        settings | {"where": list(where), "limit": limit},
+        digests,
+        {template.name: template.digest for template in templates},
     )
+    schema = partial(tables.output_schema, like=like, drop=["category"])
+    with ExitStack() as stack:
+        keep = stack.enter_context(tables.row_writer(rejected, schema("rejected"), source)) if rejected else None
+        screening = Screening(lambda row, reason: keep(stage.rejected(row, reason)) if keep else None)
+        written = write(
+            screening.passed(rows),
+            out,
+            schema("instructions"),
+            "synthesize",
+            settings,
+            {"queries": table},
+            templates,
+            models,
+            chosen=(where, limit),
+            null="instruction",
+            total=table.n_rows(where, limit),
+            budget=budget,
+        )
+    if config.dedup or config.verify:
+        screening.tell(rejected)
     written.require_valid(config.max_invalid)
+    screening.require_verified(config.max_invalid)
 
 
 @app.command("sample", rich_help_panel="Data")
@@ -91,32 +136,47 @@ def sample_command(
     config: SampleConfig,
     backend: BackendConfig,
     dry_run: DryRun = False,
+    labels: Annotated[
+        str | None, typer.Option(help="Labels of the rounds before, for --target-balance: one Parquet table.")
+    ] = None,
     where: Where = [],  # noqa: B006
     limit: Limit = 0,
 ) -> None:
     """Sample a pool of responses from several models, with and without the constraints shown.
 
-    Responses to the bare query mostly break the constraints, so that both verdicts occur in the labels.
+    Responses to the bare query mostly break the constraints, so that both verdicts occur in the labels. Where one is
+    still rare, --labels and --target-balance plan a further round, whose table holds the new responses alone.
     """
     from tjd import tables
+    from tjd.commands.pool import tell_acceptance, tell_round
+    from tjd.pool import LABELLED, Acceptance, Plan
     from tjd.stages import sample as stage
     from tjd.teacher import in_turn
 
+    if bool(labels) != bool(config.target_balance):
+        raise ConfigError("--labels and --target-balance go together")
     table = tables.open_table(instructions, "instructions", need=stage.NEED)
+    inputs, seeds = {"instructions": table}, None
     schema = tables.output_schema("responses", like=table.schema)
     budget = open_budget(config.model, backend)
     models = open_models("sample", config.model, backend, budget, dry_run=dry_run)
-    rows = stage.sample(lambda: rows_of(table, where, limit), in_turn(models), config)
+    if labels:
+        inputs["labels"] = tables.open_table(labels, "labels", need=LABELLED)
+        plan = Plan(inputs["labels"].rows(), rows_of(table, where, limit), [model.name for model in models], config)
+        tell_round(plan, config)
+        seeds = plan.seeds
+    acceptance = Acceptance()
+    rows = acceptance.of_rules(stage.sample(lambda: rows_of(table, where, limit), in_turn(models), config, seeds))
     if dry_run:
         return tell_plan(rows, models, out)
-    n_rows = table.n_rows(where, limit)
+    n_rows = None if labels else table.n_rows(where, limit)
     written = write(
         rows,
         out,
         schema,
         "sample",
         config,
-        {"instructions": table},
+        inputs,
         [],
         models,
         chosen=(where, limit),
@@ -124,6 +184,7 @@ def sample_command(
         total=None if n_rows is None else n_rows * len(models) * len(config.condition) * config.n,
         budget=budget,
     )
+    tell_acceptance(acceptance, "responses")
     written.require_valid(config.max_invalid)
 
 
@@ -147,6 +208,8 @@ def label_command(
     """
     from tjd import prompts, tables
     from tjd.checkers import verdict
+    from tjd.commands.pool import tell_acceptance
+    from tjd.pool import Acceptance
     from tjd.stages import agreement
     from tjd.stages import label as stage
     from tjd.teacher import panel
@@ -160,9 +223,11 @@ def label_command(
     budget = open_budget(config.teacher, backend)
     teachers = open_models("label", config.teacher, backend, budget, dry_run=dry_run)
     check = partial(verdict, checkers=own)
+    acceptance = Acceptance()
     rows = stage.label(rows_of(table, where, limit), prompt, again, panel(teachers), config, check)
     if dry_run:
         return tell_plan(rows, teachers, out)
+    rows = acceptance.of_labels(rows)
     ratings = agreement.Ratings()
     if config.n_votes > 1:
         rows = agreement.collected(rows, ratings, AgreementConfig(seed=config.seed))
@@ -184,6 +249,7 @@ def label_command(
     )
     if found := agreement.agreement(ratings, AgreementConfig(seed=config.seed)):
         print_agreement(found, sys.stderr)
+    tell_acceptance(acceptance, "verdicts")
     written.require_valid(config.max_invalid)
 
 

@@ -5,7 +5,7 @@ showing a model the bare query is the cheapest way to responses that break the c
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import product, tee
+from itertools import tee
 
 from tjd.config import SampleConfig
 from tjd.tables import Row, text_id
@@ -14,14 +14,23 @@ from tjd.teacher import Ask, Completion, Request, reading, user
 NEED = ("instruction_id", "query", "instruction")
 SHOWN = {"with_constraint": "instruction", "without_constraint": "query"}  # condition to the column a model reads
 
+Seeds = Callable[[Row, str, str], Iterable[int]]
+"""Row, model and condition; the seeds of the responses that are wanted."""
 
-def sample(rows: Callable[[], Iterable[Row]], models: Iterable[tuple[str, Ask]], config: SampleConfig) -> Iterator[Row]:
-    """Ask every model for `config.n` responses per instruction and condition.
+
+def sample(
+    rows: Callable[[], Iterable[Row]],
+    models: Iterable[tuple[str, Ask]],
+    config: SampleConfig,
+    seeds: Seeds | None = None,
+) -> Iterator[Row]:
+    """Ask every model for responses per instruction and condition.
 
     Args:
         rows: Opens INSTRUCTIONS; called once per model.
         models: Public name and `ask`, taken one after the other.
-        config: Responses to one prompt are asked with the seeds `config.seed`, `config.seed + 1`, ...
+        config: See `SampleConfig`.
+        seeds: Which responses are wanted; by default `config.n` each, with the seeds `config.seed`, `config.seed + 1`, ...
 
     Yields:
         RESPONSES, by model, then in the order of `rows`, then by condition, then by seed. `response` is null, with a
@@ -30,15 +39,12 @@ def sample(rows: Callable[[], Iterable[Row]], models: Iterable[tuple[str, Ask]],
     Raises:
         BackendError: A model failed past its retries.
     """
+    seeds = seeds or (lambda row, model, condition: range(config.seed, config.seed + config.n))
     for model, ask in models:
-        ahead, behind = tee((row, *turn) for row in rows() for turn in product(config.condition, range(config.n)))
-        requests = (
-            request_of(row[SHOWN[condition]], config, k) for row, condition, k in ahead if row[SHOWN[condition]]
-        )
-        completions = ask(requests)
-        for row, condition, k in behind:
-            seed = config.seed + k
-            if row[SHOWN[condition]]:
+        ahead, behind = tee(_wanted(rows(), model, config.condition, seeds))
+        completions = ask(request_of(shown, config, seed) for _, shown, _, seed in ahead if shown)
+        for row, shown, condition, seed in behind:
+            if shown:
                 completion = next(completions)
             else:
                 reason = row.get("error")
@@ -55,9 +61,19 @@ def sample(rows: Callable[[], Iterable[Row]], models: Iterable[tuple[str, Ask]],
             }
 
 
-def request_of(text: str, config: SampleConfig, k: int) -> Request:
-    """The request for response `k` to a prompt."""
-    return Request(user(text), config.temperature, config.top_p, config.max_tokens, seed=config.seed + k)
+def request_of(text: str, config: SampleConfig, seed: int) -> Request:
+    """The request for one response to a prompt."""
+    return Request(user(text), config.temperature, config.top_p, config.max_tokens, seed=seed)
+
+
+def _wanted(
+    rows: Iterable[Row], model: str, conditions: Iterable[str], seeds: Seeds
+) -> Iterator[tuple[Row, str | None, str, int]]:
+    """One turn per response: the row, what the model is shown of it, the condition, and the seed."""
+    for row in rows:
+        for condition in conditions:
+            for seed in seeds(row, model, condition):
+                yield row, row[SHOWN[condition]], condition, seed
 
 
 def _response(completion: Completion) -> Row:

@@ -55,7 +55,7 @@ def synthesize(
     """
 
     def unusable(request: Request, completion: Completion) -> Request | None:
-        _, reason = read(completion, request.note)
+        _, reason = read(completion, *request.note)
         return asked_again(request, completion, again.render(reason=reason)) if reason else None
 
     chosen = choose(dict(taxonomy), config.category)
@@ -80,12 +80,11 @@ def request_of(
         query=row["query"],
         rules="\n".join(rules) or "(none)",
     )
-    return Request(
-        user(text), config.temperature, max_tokens=config.max_tokens, seed=config.seed, note=tuple(categories)
-    )
+    note = (tuple(categories), row["query"])
+    return Request(user(text), config.temperature, max_tokens=config.max_tokens, seed=config.seed, note=note)
 
 
-def read(completion: Completion, categories: Sequence[str]) -> tuple[dict[str, Any] | None, str | None]:
+def read(completion: Completion, categories: Sequence[str], query: str) -> tuple[dict[str, Any] | None, str | None]:
     """The constraints and the instruction in a completion, or null and what is wrong with it."""
     if completion.text is None:
         return None, completion.error or "the call failed"
@@ -101,6 +100,8 @@ def read(completion: Completion, categories: Sequence[str]) -> tuple[dict[str, A
         return None, f"'constraints' must have the categories {', '.join(categories)}, in this order"
     if not _is_text(found.get("instruction")):
         return None, "'instruction' must be a text that is not empty"
+    if found["instruction"].casefold().split() == query.casefold().split():
+        return None, "'instruction' is the query alone; it must contain the constraints"
     return {"instruction": found["instruction"].strip(), "texts": [c["text"].strip() for c in constraints]}, None
 
 
@@ -131,6 +132,19 @@ def given_constraints(row: Row) -> list[Constraint]:
     return completed
 
 
+def rejected(row: Row, reason: str) -> Row:
+    """A row of REJECTED, from a query or from an instruction."""
+    return {
+        "instruction_id": row["query_id"],
+        "cost_usd": 0.0,
+        "n_prompt_tokens": 0,
+        "n_completion_tokens": 0,
+        **row,
+        "constraints": given_constraints(row),
+        "reason": reason,
+    }
+
+
 def _assigned(
     rows: Iterable[Row], chosen: Sequence[str], taxonomy: Mapping[str, Category], config: SynthesizeConfig
 ) -> Iterator[tuple[Row, tuple[str, ...]]]:
@@ -149,7 +163,7 @@ def _assigned(
 
 
 def _instruction(row: Row, completion: Completion, categories: Sequence[str]) -> Row:
-    written, error = read(completion, categories)
+    written, error = read(completion, categories, row["query"])
     given = given_constraints(row)
     new = []
     if written:
