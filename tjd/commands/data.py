@@ -8,7 +8,19 @@ from typing import Annotated, Any
 
 import typer
 
-from tjd.commands.common import AsJson, Checkers, Limit, Out, Taxonomy, Where, open_models, own_checkers, rows_of, write
+from tjd.commands.common import (
+    AsJson,
+    Checkers,
+    Limit,
+    Out,
+    ShardOption,
+    Taxonomy,
+    Where,
+    open_models,
+    own_checkers,
+    rows_of,
+    write,
+)
 from tjd.commands.terminal import answers_to, print_grid, require_known
 from tjd.config import BackendConfig, LabelConfig, SampleConfig, SynthesizeConfig
 from tjd.errors import DataError
@@ -29,13 +41,14 @@ def synthesize_command(
     taxonomy: Taxonomy = None,
     where: Where = [],  # noqa: B006
     limit: Limit = 0,
+    shard: ShardOption = None,
 ) -> None:
     """Let the teacher write soft constraints for each query and weave them into an instruction.
 
     Categories are assigned in balance over the table; a column `category` fixes a row's own. Rule constraints that a
     query already has (column `constraints`) are kept.
     """
-    from tjd import prompts, tables
+    from tjd import prompts, shards, tables
     from tjd import taxonomy as categories
     from tjd.stages import synthesize as stage
 
@@ -44,10 +57,21 @@ def synthesize_command(
     table = tables.open_table(queries, "queries", need=("query", "query_id"))
     schema = tables.output_schema("instructions", like=table.schema, drop=["category"])
     [teacher] = open_models("synthesize", [config.teacher], backend)
-    rows = stage.synthesize(rows_of(table, where, limit), prompt, again, teacher.ask, config, known)
+    part = shards.part_of(table, where, limit, shard)
+    rows = stage.synthesize(part.rows(earlier=True), prompt, again, teacher.ask, config, known, part.n_before)
     inputs, templates = {"queries": table}, [prompt, again]
     written = write(
-        rows, out, schema, "synthesize", config, inputs, templates, [teacher], chosen=(where, limit), null="instruction"
+        rows,
+        out,
+        schema,
+        "synthesize",
+        config,
+        inputs,
+        templates,
+        [teacher],
+        chosen=(where, limit),
+        shard=shard,
+        null="instruction",
     )
     written.require_valid(config.max_invalid)
 
@@ -61,6 +85,7 @@ def sample_command(
     backend: BackendConfig,
     where: Where = [],  # noqa: B006
     limit: Limit = 0,
+    shard: ShardOption = None,
 ) -> None:
     """Sample a pool of responses from several models, with and without the constraints shown.
 
@@ -73,9 +98,19 @@ def sample_command(
     table = tables.open_table(instructions, "instructions", need=stage.NEED)
     schema = tables.output_schema("responses", like=table.schema)
     models = open_models("sample", config.model, backend)
-    rows = stage.sample(lambda: rows_of(table, where, limit), in_turn(models), config)
+    rows = stage.sample(lambda: rows_of(table, where, limit, shard), in_turn(models), config)
     written = write(
-        rows, out, schema, "sample", config, {"instructions": table}, [], models, chosen=(where, limit), null="response"
+        rows,
+        out,
+        schema,
+        "sample",
+        config,
+        {"instructions": table},
+        [],
+        models,
+        chosen=(where, limit),
+        shard=shard,
+        null="response",
     )
     written.require_valid(config.max_invalid)
 
@@ -90,6 +125,7 @@ def label_command(
     checkers: Checkers = None,
     where: Where = [],  # noqa: B006
     limit: Limit = 0,
+    shard: ShardOption = None,
 ) -> None:
     """Ask the teacher whether each response follows each of its constraints; rules are decided by code.
 
@@ -107,7 +143,7 @@ def label_command(
     schema = tables.output_schema("labels", like=table.schema, drop=["constraints"])
     [teacher] = open_models("label", [config.teacher], backend)
     check = partial(verdict, checkers=own)
-    rows = stage.label(rows_of(table, where, limit), prompt, again, teacher.ask, config, check)
+    rows = stage.label(rows_of(table, where, limit, shard), prompt, again, teacher.ask, config, check)
     inputs, templates, chosen = {"responses": table}, [prompt, again], (where, limit)
     written = write(
         rows,
@@ -120,6 +156,7 @@ def label_command(
         [teacher],
         digests=digests,
         chosen=chosen,
+        shard=shard,
         null="followed",
     )
     written.require_valid(config.max_invalid)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tjd.commands.common import Judges, Limit, Out, OutFolder, Taxonomy, Where, rows_of, write
+from tjd.commands.common import Judges, Limit, Out, OutFolder, ShardOption, Taxonomy, Where, rows_of, write
 from tjd.commands.terminal import counted, progress, require_known, say
 from tjd.config import SweepConfig, TrainJudgeConfig, as_dict
 from tjd.errors import ConfigError
@@ -119,6 +119,7 @@ def score_command(
     dtype: Annotated[str, typer.Option(help="`auto`, `float32` or `bfloat16`.")] = "auto",
     where: Where = [],  # noqa: B006
     limit: Limit = 0,
+    shard: ShardOption = None,
 ) -> None:
     """Give every (response, constraint) the judges' P(followed) and verdict; a judge that fails gives null."""
     need("score", "train", "torch", "transformers", "peft")
@@ -129,11 +130,13 @@ def score_command(
     source = tables.open_table(table, "foreign", need=stage.NEED)
     tables.require_constraints(source)
     judge = ensemble.load(judges, dtype=dtype)
-    rows = stage.score(rows_of(source, where, limit), judge.score)
+    rows = stage.score(rows_of(source, where, limit, shard, block=stage.WINDOW), judge.score)
     digests = {"judges": tables.file_digest(judges / ensemble.MANIFEST)}
     inputs, schema = {"table": source}, stage.schema(source.schema)
     chosen = (where, limit)
-    write(rows, out, schema, "score", {"dtype": dtype}, inputs, digests=digests, chosen=chosen, null="score")
+    write(
+        rows, out, schema, "score", {"dtype": dtype}, inputs, digests=digests, chosen=chosen, shard=shard, null="score"
+    )
 
 
 def _grid(sweep: Sequence[str]) -> dict[str, list[str]]:

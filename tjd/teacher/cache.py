@@ -1,13 +1,15 @@
 """Completions on disk: the means of resume, and why nothing is paid twice.
 
-One SQLite file, `completions.sqlite`. A completion is committed as it arrives, so it survives `kill -9`; in WAL mode
-without an fsync per commit a power cut can lose the last few, but never damages the file. Several processes may share
-it. Failed calls are not kept: they are asked again.
+One SQLite file, `completions.sqlite`, in WAL mode; several processes may share it. A completion is committed as it
+arrives, so it survives `kill -9`. A commit waits for the disk (fsync) once a second at most: a power cut loses the
+completions of the last second before it, and never damages the file. A full disk ends the run with an error and leaves
+the file whole. Failed calls are not kept: they are asked again.
 """
 
 import hashlib
 import json
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +31,9 @@ CREATE TABLE IF NOT EXISTS completions (
     arrived_at INTEGER NOT NULL DEFAULT (unixepoch())
 )
 """
+ADDED = {"prompt_sha256": "TEXT", "seed": "INTEGER"}  # of the request, for recordings; null in older rows
 WAIT_S = 60.0  # for another process that is writing
+SYNC_EVERY_S = 1.0
 
 
 class Ledger:
@@ -49,6 +53,7 @@ class Ledger:
         self._model, self._folder = model, folder
         self._identity = f"{identity}\x1f{tag}" if tag else identity
         self._connection: sqlite3.Connection | None = None
+        self._synced_at = -SYNC_EVERY_S  # time.monotonic
 
     def key(self, request: Request) -> bytes:
         """What a completion is found by."""
@@ -76,14 +81,23 @@ class Ledger:
         if self._folder is None:
             return
         rows = [
-            (self.key(request), self._model, c.text, c.finish_reason, c.n_prompt_tokens, c.n_tokens, c.cost_usd)
+            (self.key(request), self._model, c.text, c.finish_reason, c.n_prompt_tokens, c.n_tokens, c.cost_usd,
+             request.prompt_digest, request.seed)
             for request, c in arrived
             if c.text is not None
-        ]
-        with self._cache() as cache, cache:
-            cache.executemany(
-                f"INSERT OR IGNORE INTO completions (key, model, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", rows
-            )
+        ]  # fmt: skip
+        with self._cache() as cache:
+            now = time.monotonic()
+            sync = now - self._synced_at >= SYNC_EVERY_S
+            cache.execute(f"PRAGMA synchronous = {'FULL' if sync else 'NORMAL'}")
+            with cache:
+                cache.executemany(
+                    f"INSERT OR IGNORE INTO completions (key, model, {COLUMNS}, prompt_sha256, seed) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    rows,
+                )
+            if sync:
+                self._synced_at = now
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""
@@ -93,21 +107,50 @@ class Ledger:
 
     @contextmanager
     def _cache(self) -> Iterator[sqlite3.Connection]:
-        try:
+        with told():
             if self._connection is None:
-                self._connection = self._open()
+                assert self._folder is not None
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._connection = connect(self._folder / FILE)
             yield self._connection
-        except (sqlite3.Error, OSError) as exc:
-            raise BackendError(
-                f"the cache {FILE} cannot be used ({exc}); free space, or point TJD_CACHE to a folder you can write to"
-            ) from exc
 
-    def _open(self) -> sqlite3.Connection:
-        assert self._folder is not None
-        self._folder.mkdir(parents=True, exist_ok=True)
-        # used by one thread at a time: the event loop's, or the caller's
-        connection = sqlite3.connect(self._folder / FILE, timeout=WAIT_S, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute(SCHEMA)
-        return connection
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open the file, or make it; a file of an older release gets the columns it lacks."""
+    # used by one thread at a time: the event loop's, or the caller's
+    connection = sqlite3.connect(path, timeout=WAIT_S, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute(SCHEMA)
+    for name in ADDED.keys() - _columns(connection):
+        try:
+            connection.execute(f"ALTER TABLE completions ADD COLUMN {name} {ADDED[name]}")
+        except sqlite3.OperationalError:
+            if name not in _columns(connection):  # else another process was faster
+                raise
+    return connection
+
+
+def _columns(connection: sqlite3.Connection) -> set[str]:
+    return {name for _, name, *_ in connection.execute("PRAGMA table_info(completions)")}
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Turn what SQLite says into one line.
+
+    Raises:
+        BackendError: The file is damaged, the disk is full, or the folder cannot be written to.
+    """
+    try:
+        yield
+    except (sqlite3.Error, OSError) as exc:
+        raise BackendError(f"the cache {FILE} cannot be used ({exc}); {_advice(exc)}") from exc
+
+
+def _advice(exc: Exception) -> str:
+    if getattr(exc, "sqlite_errorcode", None) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        return "move it away, or point TJD_CACHE to another folder: what it holds is asked anew"
+    return (
+        "free space, or point TJD_CACHE to a folder you can write to, then run the same command again: what had arrived "
+        "is kept"
+    )

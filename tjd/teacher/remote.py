@@ -21,6 +21,7 @@ from typing import Any
 
 from tjd.config import BackendConfig
 from tjd.errors import BackendError, ConfigError
+from tjd.redaction import redacted
 from tjd.teacher import Again, Completion, Request, Usage, follow_up, merged
 from tjd.teacher.cache import Ledger
 
@@ -236,10 +237,7 @@ def _retry_after_s(exc: Exception) -> float:
 def _one_line(exc: Exception) -> str:
     said = " ".join(str(exc).split()) or "no message"
     said = re.sub(r"^((litellm\.)?\w+(Error|Exception):? (- )?)+", "", said)
-    for name, value in os.environ.items():
-        if len(value) >= 8 and name.endswith(("_KEY", "_TOKEN", "_SECRET")):
-            said = said.replace(value, "***")
-    return re.sub(r"\b(sk|key|AIza)[-\w*]{8,}", "***", said)[:200]
+    return redacted(said)[:200]
 
 
 def _outcome(pending: Future[Completion], halt: Halt) -> Completion:
