@@ -76,7 +76,7 @@ def test_check_in_parts_after_where_and_limit_is_the_whole(many_rows, tmp_path):
 @pytest.mark.parametrize("n", [3, 11])
 def test_synthesize_in_parts_asks_what_the_whole_asks(n, served, tmp_path):
     rows = [
-        {"query_id": f"q{i}", "query": f"what {i}?" if i % 6 else None, "category": "spatial" if i % 5 == 0 else None}
+        {"query_id": f"q{i}", "query": f"what {i}?" if i % 6 else None, "category": "semantic" if i % 5 == 0 else None}
         for i in range(23)
     ]
     queries = tmp_path / "queries.parquet"
