@@ -6,9 +6,9 @@
 Each stage runs once undisturbed, then again with an empty cache through the real command line, in processes of their own that
 are killed at random moments and started anew until the table is there. They ask the scripted server of the tests over HTTP.
 
-An answer has arrived when it is committed to the cache. After each kill the bench reads from the cache which these are, and
-counts how many of them any later process asks for. Answers that the server had sent, and that were still on their way
-through sockets and the client when it was killed, cannot be known to anyone; they are asked again, and counted apart.
+Calls in flight at a kill are asked again, at most as many as --concurrency. Of them the table counts those whose answer the
+server had sent in full before the kill, but which was on its way through the sockets and the client; and those whose answer
+had arrived, that is, was committed to the cache, which after each kill is read from the cache itself: there must be none.
 """
 
 import argparse
@@ -95,18 +95,20 @@ class Bench:
         if process.exitcode != 0:
             raise SystemExit(f"tjd {arguments[0]} ended with {process.exitcode}")
 
-    def kill(self, process: BaseProcess, n_more: int) -> bool:
-        """Kill a process a moment after it made so many calls; false if it was done before."""
+    def kill(self, process: BaseProcess, n_more: int) -> set[Key] | None:
+        """Kill a process a moment after it made so many calls: what the server had sent it; null if it was done before."""
         goal = len(self.server.calls) + n_more
         while len(self.server.calls) < goal and process.is_alive():
             time.sleep(0.001)
         time.sleep(self.luck.uniform(0.0, 0.08))
         if not process.is_alive():
-            return False
-        process.kill()
+            return None
+        with self.server.lock:
+            sent, self.server.answered = self.server.answered, Counter()
+            process.kill()
         process.join()
-        time.sleep(0.1)  # the server's last words
-        return True
+        time.sleep(0.1)  # calls that were under way
+        return {key_of(*json.loads(pair)) for pair in sent}
 
     def interrupt(self, stage: str, kills: int) -> dict[str, Any]:
         """Run a stage whole, then in pieces; what came of it."""
@@ -127,25 +129,25 @@ class Bench:
         cache = self.folder / f"{stage}-cache-pieces"
         done = again = lost = 0
         stored: set[Key] = set()
-        answered: set[Key] = set()
+        asked: set[Key] = set()
         began = 0
         while done < kills:
             left = max(n_whole - len(stored), 0) / (kills - done + 1)
-            if not self.kill(self.start(arguments(pieces), cache), round(self.luck.uniform(0.0, 2 * left))):
+            sent = self.kill(self.start(arguments(pieces), cache), round(self.luck.uniform(0.0, 2 * left)))
+            if sent is None:
                 break
             done += 1
             again += sum(key_of(body["messages"], body["seed"]) in stored for body in self.server.calls[began:])
             began = len(self.server.calls)
             stored = stored_in(cache)
-            sent, self.server.answered = self.server.answered, Counter()
-            answered |= (now := {key_of(*json.loads(pair)) for pair in sent})
-            assert stored <= answered, "the bench cannot tell which answer is which"
-            lost += len(now - stored)
+            asked |= {key_of(body["messages"], body["seed"]) for body in self.server.calls}
+            assert stored <= asked, "the bench cannot tell which answer is which"
+            lost += len(sent - stored)
         self.finish(arguments(pieces), cache)
         again += sum(key_of(body["messages"], body["seed"]) in stored for body in self.server.calls[began:])
         return {
-            "stage": stage, "kills": done, "calls undisturbed": n_whole, "calls": len(self.server.calls),
-            "arrived and asked again": again, "sent, not arrived": lost,
+            "stage": stage, "kills": done, "calls undisturbed": n_whole, "asked again": len(self.server.calls) - n_whole,
+            "of them sent": lost, "of them arrived": again,
             "same bytes": "yes" if whole.read_bytes() == pieces.read_bytes() else "NO",
         }  # fmt: skip
 
@@ -189,7 +191,7 @@ def main() -> None:
     print(" | ".join(lines[0]))
     for line in lines:
         print(" | ".join(str(value) for value in line.values()))
-    bad = [line["stage"] for line in lines if line["arrived and asked again"] or line["same bytes"] != "yes"]
+    bad = [line["stage"] for line in lines if line["of them arrived"] or line["same bytes"] != "yes"]
     raise SystemExit(f"not so in {', '.join(bad)}" if bad else 0)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from tjd.config import BackendConfig
 from tjd.errors import BackendError, ConfigError
-from tjd.redaction import redacted
+from tjd.redaction import redacted, without_secrets
 from tjd.teacher import Again, Completion, Request, Usage, follow_up, merged
 from tjd.teacher.cache import Ledger
 
@@ -170,7 +170,7 @@ class Remote:
 
     def _completion(self, reply: Any) -> Completion:
         choice, usage = reply.choices[0], getattr(reply, "usage", None)
-        text = choice.message.content or ""
+        text = without_secrets(choice.message.content or "")
         return Completion(
             text.encode("utf-8", "replace").decode(),  # half a surrogate pair would break every table
             self.name,
