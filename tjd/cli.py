@@ -8,15 +8,17 @@ import logging
 import os
 import sys
 import tomllib
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from tjd.commands import agreement, bench, benchmarks, compare, data, judges, policy, rules, trust
+from tjd.commands import agreement, bench, benchmarks, cache, compare, concat, data, judges, policy, rules, trust
 from tjd.commands.terminal import require_known, say
 from tjd.errors import ConfigError, TjdError
+from tjd.redaction import Formatter, redacted
 
 UsageError: Any = typer.BadParameter.__base__  # what the parser raises; typer has no other name for it
 
@@ -44,11 +46,11 @@ class Boundary(TyperGroup):
 app = typer.Typer(
     cls=Boundary,
     no_args_is_help=True,
-    pretty_exceptions_show_locals=False,  # locals hold keys
+    pretty_exceptions_enable=False,  # `main` prints tracebacks
     add_completion=False,
     rich_markup_mode="markdown",
 )
-for group in (data, agreement, judges, compare, trust, policy, rules, benchmarks, bench):
+for group in (data, concat, agreement, judges, compare, trust, policy, rules, benchmarks, bench, cache):
     app.add_typer(group.app)
 
 
@@ -65,19 +67,24 @@ def main_callback(
     `tjd synthesize queries.jsonl -o - | tjd sample - -m hf:embedded -o - | tjd label - -o labels.parquet`
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve whatever shares the cores
-    logging.basicConfig(level=logging.ERROR, stream=sys.stderr, format="%(levelname)s: %(message)s")
+    to_stderr = logging.StreamHandler()
+    to_stderr.setFormatter(Formatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.ERROR, handlers=[to_stderr])
     logging.getLogger("tjd").setLevel(logging.INFO if verbose else logging.WARNING)
     if config is not None:
         ctx.default_map = _default_map(config)
 
 
 def main() -> None:
-    """Entry point: a reader that goes away (`| head`) is not an error worth a traceback."""
+    """Entry point: a reader that goes away (`| head`) is not an error worth a traceback; a bug is, without keys in it."""
     try:
         app()
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
+    except Exception:  # foreign errors in the chain quote what a server said, which may be our own headers
+        sys.stderr.write(redacted(traceback.format_exc()))
+        sys.exit(1)
 
 
 def _default_map(path: Path) -> dict[str, Any]:

@@ -57,6 +57,25 @@ def _name_embedded(config: Any, name: str, written: str) -> None:
     object.__setattr__(config, name, named if isinstance(given, tuple) else named[0])
 
 
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Which part of a table to work on; `tjd concat` joins the parts, so it is not a setting of the whole."""
+
+    number: int  # from 1
+    of: int
+
+    @classmethod
+    def parse(cls, written: str) -> "Shard":
+        """Read `i/n`."""
+        number, _, of = written.partition("/")
+        if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+            raise ConfigError(f"--shard {written}: write i/n with a part i from 1 to n, for example 1/8")
+        return cls(int(number), int(of))
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendConfig:
     """How to reach a model; nothing here changes an answer, so none of it is provenance."""

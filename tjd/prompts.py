@@ -1,16 +1,21 @@
 """Prompts are files, `prompts/<stage>.v<n>.md`, filled strictly: a variable nobody gave, or nobody uses, is an error.
 
 A published prompt never changes; a new wording is a new version. Its digest goes into the provenance of every table.
+What is filled in is data: it stands between tags, and a text that contains such a tag cannot end the data it is part of.
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from string import Template
 
 from tjd.errors import PromptError
 from tjd.resources import folder
+
+_CLOSING_TAG = re.compile(r"</(\w+)>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +36,17 @@ class Prompt:
         return frozenset(Template(self.text).get_identifiers())
 
     def render(self, **values: str) -> str:
-        """Fill the template; values are inserted as they are and never read as templates.
+        """Fill the template; values are never read as templates, and inserted as they are.
+
+        But for the template's own tags: in a value, the `<` of such a tag becomes `&lt;`.
 
         Raises:
             PromptError: The values are not exactly the template's variables.
         """
-        _require_variables(self, frozenset(values))
-        return Template(self.text).substitute(values)
+        template, tag = _compiled(self, frozenset(values))
+        if tag is not None:
+            values = {name: tag.sub("&lt;", value) if "<" in value else value for name, value in values.items()}
+        return template.substitute(values)
 
     def split_at(self, *names: str) -> list[str]:
         """The fixed text before, between and after variables that stand once each, in this order."""
@@ -69,6 +78,15 @@ def load(name: str, variables: Sequence[str]) -> Prompt:
     prompt = Prompt(path.stem, path.read_text(encoding="utf-8").strip("\n"))
     _require_variables(prompt, frozenset(variables))
     return prompt
+
+
+@cache
+def _compiled(prompt: Prompt, given: frozenset[str]) -> tuple[Template, re.Pattern[str] | None]:
+    """The template, and what finds the `<` of its tags, however they are spaced or capitalised."""
+    _require_variables(prompt, given)
+    names = sorted(set(_CLOSING_TAG.findall(prompt.text)))
+    tag = rf"<(?=\s*/?\s*(?:{'|'.join(map(re.escape, names))})\s*/?>)"
+    return Template(prompt.text), re.compile(tag, re.IGNORECASE) if names else None
 
 
 def _require_variables(prompt: Prompt, given: frozenset[str]) -> None:

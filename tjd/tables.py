@@ -2,9 +2,10 @@
 
 In: Parquet (or JSONL or CSV, where a human starts), from a path or from standard input (`-`).
 Out: Parquet, to a path or to standard output. Rows flow in batches, so memory does not grow with the number of rows;
-only digests of the keys (77 bytes each) are held, to find duplicates before any work is paid for.
+only a hash of each key (8 bytes) is held while a table is opened, to find duplicates before any work is paid for.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -20,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -31,6 +33,7 @@ Row = dict[str, Any]
 ROWS_PER_GROUP = 4096  # rows of a Parquet row group we write, and of a batch we read
 STDIO = "-"
 MAX_HELD = 8  # values of a column that a message names
+NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 CONSTRAINT = pa.struct(
     {
@@ -247,18 +250,26 @@ class Table:
         """Number of rows."""
         return self.file.metadata.num_rows
 
-    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """Stream record batches in file order."""
+    def batches(
+        self, columns: Sequence[str] | None = None, start: int = 0, stop: int | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Stream record batches of the rows `start` to `stop` in file order; row groups outside are not read."""
         wanted = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
+        stop = len(self) if stop is None else stop
         try:
-            for batch in self.file.iter_batches(ROWS_PER_GROUP, columns=wanted.names):
-                yield batch.select(wanted.names).cast(wanted)
+            first, groups = _groups(self.file.metadata, start, stop)
+            for batch in self.file.iter_batches(ROWS_PER_GROUP, row_groups=groups, columns=wanted.names):
+                skipped = max(start - first, 0)
+                piece = batch.slice(skipped, max(stop - first - skipped, 0))
+                first += len(batch)
+                if len(piece):
+                    yield piece.select(wanted.names).cast(wanted)
         except (pa.ArrowException, OSError) as exc:
             raise DataError(f"{self.name} cannot be read past its header ({_first_line(exc)}); write it anew") from exc
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self, start: int = 0, stop: int | None = None) -> Iterator[Row]:
         """Stream rows as dictionaries in file order."""
-        for batch in self.batches():
+        for batch in self.batches(start=start, stop=stop):
             yield from batch.to_pylist()
 
     def n_rows(self, where: Sequence[str], limit: int, elements: str | None = None) -> int | None:
@@ -287,7 +298,14 @@ class Table:
         return json.loads(footer) if footer else None
 
 
-def open_table(source: str, kind: str, need: Sequence[str] | None = None, not_null: Sequence[str] = ()) -> Table:
+def open_table(
+    source: str,
+    kind: str,
+    need: Sequence[str] | None = None,
+    not_null: Sequence[str] = (),
+    *,
+    may_be_empty: bool = False,
+) -> Table:
     """Open a table and check it before any work is done on it.
 
     Args:
@@ -295,6 +313,7 @@ def open_table(source: str, kind: str, need: Sequence[str] | None = None, not_nu
         kind: A name of `KEYS`.
         need: Columns that must be there; by default the key. Declared columns that are there must have their type.
         not_null: Those of them that must be filled where a row has a verdict on a soft constraint.
+        may_be_empty: Accept a table without rows.
 
     Raises:
         DataError: Not a table, truncated, empty, a column is missing or mistyped, a key is null or repeated, or a value
@@ -306,7 +325,7 @@ def open_table(source: str, kind: str, need: Sequence[str] | None = None, not_nu
     file = _parquet_file(raw, name, kind)
     schema = _checked_schema(file.schema_arrow, declared, tuple(key if need is None else need), name)
     table = Table(name, file, schema, digest)
-    if len(table) == 0:
+    if len(table) == 0 and not may_be_empty:
         raise DataError(f"{name} has no rows; check the command that wrote it")
     if key and set(key) <= set(schema.names):
         _require_unique(table, key)
@@ -354,10 +373,8 @@ def write_rows(rows: Iterable[Row], out: str, schema: pa.Schema, provenance: Map
 @contextmanager
 def row_writer(out: str, schema: pa.Schema, provenance: Mapping[str, Any]) -> Iterator[Callable[[Row], None]]:
     """As `write_rows`, for rows that come up while another table is written: call what it yields with each."""
-    footer = json.dumps(provenance, sort_keys=True, ensure_ascii=False)
-    schema = schema.with_metadata({"tjd": footer})
     group: list[Row] = []
-    with _atomic(out) as sink, pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+    with _batch_writer(out, schema, provenance) as write_batch:
 
         def write(row: Row) -> None:
             group.append(row)
@@ -365,12 +382,32 @@ def row_writer(out: str, schema: pa.Schema, provenance: Mapping[str, Any]) -> It
                 flush()
 
         def flush() -> None:
-            writer.write_batch(pa.RecordBatch.from_pylist(group, schema=schema))
+            write_batch(pa.RecordBatch.from_pylist(group, schema=schema))
             group.clear()
 
         yield write
         if group:
             flush()
+
+
+def write_batches(batches: Iterable[pa.RecordBatch], out: str, schema: pa.Schema, provenance: Mapping[str, Any]) -> int:
+    """Write batches as they come, a row group each; see `write_rows`."""
+    n_rows = 0
+    with _batch_writer(out, schema, provenance) as write:
+        for batch in batches:
+            write(batch)
+            n_rows += len(batch)
+    return n_rows
+
+
+@contextmanager
+def _batch_writer(
+    out: str, schema: pa.Schema, provenance: Mapping[str, Any]
+) -> Iterator[Callable[[pa.RecordBatch], None]]:
+    footer = json.dumps(provenance, sort_keys=True, ensure_ascii=False)
+    schema = schema.with_metadata({"tjd": footer})
+    with _atomic(out) as sink, pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        yield lambda batch: writer.write_batch(batch.replace_schema_metadata(schema.metadata))
 
 
 def provenance(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str], prompts: Mapping[str, str]) -> Row:
@@ -442,6 +479,11 @@ def where(table: Table, conditions: Sequence[str]) -> Callable[[Row], bool]:
     return lambda row: all(_holds(row, *test) for test in tests)
 
 
+def columns_of(table: Table, conditions: Sequence[str]) -> list[str]:
+    """The columns that conditions read."""
+    return list(dict.fromkeys(_test(table, condition)[0] for condition in conditions))
+
+
 def kept(table: Table, conditions: Sequence[str]) -> Iterator[Row]:
     """Stream the rows that `where` keeps.
 
@@ -457,12 +499,12 @@ def kept(table: Table, conditions: Sequence[str]) -> Iterator[Row]:
                 n += 1
                 yield row
         if conditions and not n:
-            raise DataError(_why_none(table, conditions))
+            raise DataError(why_none(table, conditions))
 
     return stream()
 
 
-def _why_none(table: Table, conditions: Sequence[str]) -> str:
+def why_none(table: Table, conditions: Sequence[str]) -> str:
     """Which condition keeps nothing, and what its column holds."""
     tests = [_test(table, condition) for condition in conditions]
     rows = [{column: row[column] for column, _, _ in tests} for row in table.rows()]
@@ -610,19 +652,50 @@ def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind)
 
 
+def _groups(metadata: Any, start: int, stop: int) -> tuple[int, list[int]]:
+    """The row groups that hold the rows `start` to `stop`, and the number of the first row of the first of them."""
+    ends = np.cumsum([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)], dtype=int)
+    groups = [
+        group for group, end in enumerate(ends) if end > start and end - metadata.row_group(group).num_rows < stop
+    ]
+    return (int(ends[groups[0] - 1]) if groups and groups[0] else 0), groups
+
+
 def _require_unique(table: Table, key: Sequence[str]) -> None:
-    seen: set[int] = set()
+    """Raise for a null or repeated key; a hash of each is held (8 bytes), and only those that are equal are compared."""
+    hashes = np.empty(len(table), dtype=np.int64)
     row_number = 0
-    for batch in table.batches(key):
-        for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            row_number += 1
-            shown = ", ".join(f"{name} {value!r}" for name, value in zip(key, values, strict=True))
+    for keys in _keys(table, key):
+        for place, values in enumerate(keys):
             if None in values:
-                raise DataError(f"row {row_number} of {table.name} has a null key ({shown}); every row needs one")
-            fingerprint = hash(values)
-            if fingerprint in seen:
-                raise DataError(f"row {row_number} of {table.name} repeats the key {shown}; keys must be unique")
-            seen.add(fingerprint)
+                shown = _shown(key, values)
+                raise DataError(
+                    f"row {row_number + place + 1} of {table.name} has a null key ({shown}); every row needs one"
+                )
+        hashes[row_number : row_number + len(keys)] = [hash(values) for values in keys]
+        row_number += len(keys)
+    hashes.sort()
+    repeated = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+    if not repeated:
+        return
+    seen, row_number = set(), 0
+    for keys in _keys(table, key):
+        for values in keys:
+            row_number += 1
+            if hash(values) in repeated:
+                if values in seen:
+                    shown = _shown(key, values)
+                    raise DataError(f"row {row_number} of {table.name} repeats the key {shown}; keys must be unique")
+                seen.add(values)
+
+
+def _keys(table: Table, key: Sequence[str]) -> Iterator[list[tuple[Any, ...]]]:
+    for batch in table.batches(key):
+        yield list(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+
+
+def _shown(key: Sequence[str], values: Sequence[object]) -> str:
+    return ", ".join(f"{name} {value!r}" for name, value in zip(key, values, strict=True))
 
 
 def _require_filled(table: Table, columns: Sequence[str]) -> None:
@@ -652,8 +725,13 @@ def _atomic(out: str) -> Iterator[IO[bytes]]:
             sink.flush()
             os.fsync(sink.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as exc:
         partial.unlink(missing_ok=True)
+        if isinstance(exc, OSError) and exc.errno in NO_ROOM:
+            raise DataError(
+                f"{out} cannot be written ({exc.strerror}); free space and run the same command again: answers that "
+                "arrived are kept"
+            ) from exc
         raise
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tjd.commands.terminal import answers_to, counted, print_numbers, progress, say
-from tjd.config import TAXONOMY_HELP, BackendConfig, as_dict
+from tjd.config import TAXONOMY_HELP, BackendConfig, Shard, as_dict
 from tjd.errors import BackendError, BudgetError, ConfigError, DataError
 from tjd.extras import need
 
@@ -52,6 +52,12 @@ Where = Annotated[
     typer.Option("--where", help="Keep rows with COLUMN=VALUE or COLUMN!=VALUE; repeatable.", metavar="<str>"),
 ]
 Limit = Annotated[int, typer.Option("--limit", help="Take only the first rows; 0 takes all.", min=0, metavar="n")]
+ShardOption = Annotated[
+    Shard | None,
+    typer.Option(
+        "--shard", help="Work on part i of n alone; `tjd concat` joins the parts.", metavar="i/n", parser=Shard.parse
+    ),
+]
 Taxonomy = Annotated[str | None, typer.Option("--taxonomy", help=TAXONOMY_HELP)]
 Judges = Annotated[
     Path, typer.Option("--judges", "-j", help="Folder that `tjd train-judge` wrote.", show_default=False)
@@ -128,10 +134,14 @@ class Waiting:
         return "; ".join(model.usage.waiting for model in self._models if model.usage.waiting)
 
 
-def rows_of(table: "Table", where: Sequence[str], limit: int) -> "Iterator[Row]":
-    """The rows that `--where` keeps, as many as `--limit` allows; to keep none is an error."""
-    from tjd import tables
+def rows_of(
+    table: "Table", where: Sequence[str], limit: int, shard: Shard | None = None, *, block: int = 1
+) -> "Iterator[Row]":
+    """The rows that `--where` keeps, as many as `--limit` allows, and of those `--shard`; to keep none is an error."""
+    from tjd import shards, tables
 
+    if shard is not None:
+        return shards.part_of(table, where, limit, shard, block=block).rows()
     rows = tables.kept(table, where)
     return islice(rows, limit) if limit else rows
 
@@ -148,6 +158,7 @@ def write(
     *,
     digests: Mapping[str, str] | None = None,
     chosen: tuple[Sequence[str], int] = ((), 0),
+    shard: Shard | None = None,
     null: str | None = None,
     total: int | None = None,
     budget: "Budget | None" = None,
@@ -165,6 +176,7 @@ def write(
         models: Who is asked; closed at the end.
         digests: Of what else it read.
         chosen: `--where` and `--limit`.
+        shard: `--shard`.
         null: The column that is null where a row failed.
         total: How many rows there will be, where known.
         budget: What the models may spend, and have spent.
@@ -185,6 +197,9 @@ def write(
     read |= {model.name: model.digest for model in models if model.digest}
     source = tables.provenance(stage, settings, read, {prompt.name: prompt.digest for prompt in prompts})
     written = Written(out, null)
+    if shard is not None:
+        source |= {"shard": {"number": shard.number, "of": shard.of}}  # beside the config: `tjd concat` takes it out
+        total = total and total // shard.of
     with ExitStack() as stack:
         for model in models:
             stack.enter_context(closing(model))  # calls in flight are paid: they may still arrive and be kept
@@ -210,7 +225,8 @@ def write(
         told.append(f"{written.n_null} without {null} (mostly: {common})")
     votes = written.told_of_votes()
     told += [used(model.usage, failed=not votes) for model in models] + votes
-    say(f"{stage}: {', '.join(told)} -> {'standard output' if out == tables.STDIO else out}")
+    part = f" (part {shard.number} of {shard.of})" if shard else ""
+    say(f"{stage}{part}: {', '.join(told)} -> {'standard output' if out == tables.STDIO else out}")
     return written
 
 

@@ -17,6 +17,7 @@ from tjd.commands.common import (
     DryRun,
     Limit,
     Out,
+    ShardOption,
     Taxonomy,
     Where,
     open_budget,
@@ -55,13 +56,14 @@ def synthesize_command(
     ] = None,
     where: Where = [],  # noqa: B006
     limit: Limit = 0,
+    shard: ShardOption = None,
 ) -> None:
     """Let the teacher write soft constraints for each query and weave them into an instruction.
 
     Categories are assigned in balance over the table; a column `category` fixes a row's own. Rule constraints that a
     query already has (column `constraints`) are kept. Near-duplicates are rejected before anything is asked.
     """
-    from tjd import prompts, tables
+    from tjd import prompts, shards, tables
     from tjd import taxonomy as categories
     from tjd.commands.pool import Screening
     from tjd.duplicates import Seen
@@ -71,6 +73,10 @@ def synthesize_command(
 
     if rejected == out:
         raise ConfigError(f"--out and --rejected are both {out}; name two files")
+    if shard and (config.dedup or rejected):
+        raise ConfigError(
+            "--shard goes with neither --dedup nor --rejected: remove duplicates from the whole table first"
+        )
     if config.dedup:
         need("synthesize --dedup", "teacher", "rensa")
     known = categories.load(taxonomy)
@@ -83,10 +89,13 @@ def synthesize_command(
     models = open_models("synthesize", names, backend, budget, dry_run=dry_run)
     teacher, verifier = models[0], models[-1]
 
-    rows: Iterable[screen.Screened] = rows_of(table, where, limit)
+    part = shards.part_of(table, where, limit, shard)
+    rows: Iterable[screen.Screened] = part.rows(earlier=True)
     if config.dedup:
         rows = screen.distinct(rows, "query", Seen(config.dedup, config.seed))
-    rows = screen.passing(rows, lambda kept: stage.synthesize(kept, prompt, again, teacher.ask, config, known))
+    rows = screen.passing(
+        rows, lambda kept: stage.synthesize(kept, prompt, again, teacher.ask, config, known, part.n_before)
+    )
     if config.dedup:
         rows = screen.distinct(rows, "instruction", Seen(config.dedup, config.seed))
     if config.verify:
@@ -118,6 +127,7 @@ def synthesize_command(
             templates,
             models,
             chosen=(where, limit),
+            shard=shard,
             null="instruction",
             total=table.n_rows(where, limit),
             budget=budget,
@@ -141,6 +151,7 @@ def sample_command(
     ] = None,
     where: Where = [],  # noqa: B006
     limit: Limit = 0,
+    shard: ShardOption = None,
 ) -> None:
     """Sample a pool of responses from several models, with and without the constraints shown.
 
@@ -166,7 +177,9 @@ def sample_command(
         tell_round(plan, config)
         seeds = plan.seeds
     acceptance = Acceptance()
-    rows = acceptance.of_rules(stage.sample(lambda: rows_of(table, where, limit), in_turn(models), config, seeds))
+    rows = acceptance.of_rules(
+        stage.sample(lambda: rows_of(table, where, limit, shard), in_turn(models), config, seeds)
+    )
     if dry_run:
         return tell_plan(rows, models, out)
     n_rows = None if labels else table.n_rows(where, limit)
@@ -180,6 +193,7 @@ def sample_command(
         [],
         models,
         chosen=(where, limit),
+        shard=shard,
         null="response",
         total=None if n_rows is None else n_rows * len(models) * len(config.condition) * config.n,
         budget=budget,
@@ -199,6 +213,7 @@ def label_command(
     dry_run: DryRun = False,
     where: Where = [],  # noqa: B006
     limit: Limit = 0,
+    shard: ShardOption = None,
 ) -> None:
     """Ask the teacher whether each response follows each of its constraints; rules are decided by code.
 
@@ -224,7 +239,7 @@ def label_command(
     teachers = open_models("label", config.teacher, backend, budget, dry_run=dry_run)
     check = partial(verdict, checkers=own)
     acceptance = Acceptance()
-    rows = stage.label(rows_of(table, where, limit), prompt, again, panel(teachers), config, check)
+    rows = stage.label(rows_of(table, where, limit, shard), prompt, again, panel(teachers), config, check)
     if dry_run:
         return tell_plan(rows, teachers, out)
     rows = acceptance.of_labels(rows)
@@ -243,6 +258,7 @@ def label_command(
         teachers,
         digests=digests,
         chosen=chosen,
+        shard=shard,
         null="followed",
         total=table.n_rows(where, limit, "constraints"),
         budget=budget,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tjd.commands.common import Judges, Limit, Out, OutFolder, Taxonomy, Where, rows_of, write
+from tjd.commands.common import Judges, Limit, Out, OutFolder, ShardOption, Taxonomy, Where, rows_of, write
 from tjd.commands.terminal import counted, progress, require_known, say
 from tjd.config import ENGINE_HELP, Engine, SweepConfig, TrainJudgeConfig, as_dict
 from tjd.errors import ConfigError
@@ -120,6 +120,7 @@ def score_command(
     engine: Annotated[Engine, typer.Option(help=ENGINE_HELP)] = "transformers",
     where: Where = [],  # noqa: B006
     limit: Limit = 0,
+    shard: ShardOption = None,
 ) -> None:
     """Give every (response, constraint) the judges' P(followed) and verdict; a judge that fails gives null."""
     need("score", "train", "torch", "transformers", "peft")
@@ -130,7 +131,7 @@ def score_command(
     source = tables.open_table(table, "foreign", need=stage.NEED)
     tables.require_constraints(source)
     judge = ensemble.load(judges, dtype=dtype, engine=engine)
-    rows = stage.score(rows_of(source, where, limit), judge.score)
+    rows = stage.score(rows_of(source, where, limit, shard, block=stage.WINDOW), judge.score)
     digests = {"judges": tables.file_digest(judges / ensemble.MANIFEST)}
     inputs, schema = {"table": source}, stage.schema(source.schema)
     chosen = (where, limit)
@@ -143,6 +144,7 @@ def score_command(
         inputs,
         digests=digests,
         chosen=chosen,
+        shard=shard,
         null="score",
     )
 

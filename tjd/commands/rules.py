@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tjd.commands.common import Checkers, Limit, Out, Taxonomy, Where, own_checkers, rows_of, writable, write
+from tjd.commands.common import (
+    Checkers,
+    Limit,
+    Out,
+    ShardOption,
+    Taxonomy,
+    Where,
+    own_checkers,
+    rows_of,
+    writable,
+    write,
+)
 from tjd.commands.data import import_app
 from tjd.commands.terminal import say
 from tjd.config import CheckConfig, Subset, as_dict
@@ -39,6 +50,7 @@ def check_command(
     checkers: Checkers = None,
     where: Where = [],  # noqa: B006
     limit: Limit = 0,
+    shard: ShardOption = None,
 ) -> None:
     """Decide every rule constraint by code: followed strictly, followed loosely, or null with a reason in `error`."""
     from tjd import tables
@@ -56,10 +68,19 @@ def check_command(
         workers=config.workers,
     )
     tally = _Tally()
-    rows = tally.count(stage.check(rows_of(source, where, limit), decide))
+    rows = tally.count(stage.check(rows_of(source, where, limit, shard), decide, may_be_empty=shard is not None))
     settings = {name: value for name, value in as_dict(config).items() if name != "workers"}
     written = write(
-        rows, out, schema, "check", settings, {"table": source}, digests=digests, chosen=(where, limit), null="followed"
+        rows,
+        out,
+        schema,
+        "check",
+        settings,
+        {"table": source},
+        digests=digests,
+        chosen=(where, limit),
+        shard=shard,
+        null="followed",
     )
     say(f"check: {tally}")
     written.require_valid(config.max_invalid)

@@ -22,11 +22,11 @@ NEED = ("response",)
 Decide = Callable[[Iterable[Question]], Iterable[tuple[Verdict, Verdict]]]  # strict and loose, in order, lazily
 
 
-def check(rows: Iterable[Row], decide: Decide) -> Iterator[Row]:
+def check(rows: Iterable[Row], decide: Decide, *, may_be_empty: bool = False) -> Iterator[Row]:
     """Decide each rule constraint of each row, in order; null with a reason in `error` where that cannot be done.
 
     Raises:
-        DataError: There is no rule constraint.
+        DataError: There is no rule constraint, and that is not expected of a part of a table.
     """
     rules = (pair for row in rows for pair in tables.one_per_constraint(row) if _is_rule(pair))
     rules, asked = tee(rules)
@@ -41,7 +41,7 @@ def check(rows: Iterable[Row], decide: Decide) -> Iterator[Row]:
         }
         n += 1
         yield rule | _ids(rule) | verdict
-    if not n:
+    if not n and not may_be_empty:
         raise DataError("no row has a rule constraint, so there is nothing to check; soft ones are for tjd score")
 
 

@@ -15,7 +15,7 @@ from tjd import tables
 from tjd.rewards import Verdict
 from tjd.tables import Row
 
-WINDOW = 2048  # rows handed to the judges at once: long enough to sort by length, short enough to keep memory flat
+WINDOW = 1024  # rows whose pairs go to the judges together: enough to sort by length, few enough to keep memory flat
 
 NEED = ("query", "response")
 
@@ -23,9 +23,15 @@ Scorer = Callable[[Sequence[Mapping[str, Any]]], Sequence[Verdict]]
 
 
 def score(rows: Iterable[Row], scorer: Scorer) -> Iterator[Row]:
-    """Score each soft constraint of each row, in order; where a query, constraint or category is null, so is the verdict."""
-    pairs = (_named(pair) for row in rows for pair in tables.one_per_constraint(row) if pair.get("kind") != "rule")
-    while window := list(islice(pairs, WINDOW)):
+    """Score each soft constraint of each row, in order; where a query, constraint or category is null, so is the verdict.
+
+    The last bits of a score hang on what is batched with it, so windows are cut by rows: a part of a table that begins
+    with a window (`tjd score --shard`) gets the scores of the whole.
+    """
+    rows = iter(rows)
+    while taken := list(islice(rows, WINDOW)):
+        pairs = (pair for row in taken for pair in tables.one_per_constraint(row))
+        window = [_named(pair) for pair in pairs if pair.get("kind") != "rule"]
         verdicts = iter(scorer([pair for pair in window if _missing(pair) is None]))
         for pair in window:
             missing = _missing(pair)

@@ -8,7 +8,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import tee
+from itertools import islice, tee
 from typing import Any
 
 from tjd import tables
@@ -33,6 +33,7 @@ def synthesize(
     ask: Ask,
     config: SynthesizeConfig,
     taxonomy: Mapping[str, Category],
+    n_before: int = 0,
 ) -> Iterator[Row]:
     """Turn each query into an instruction with soft constraints.
 
@@ -43,9 +44,11 @@ def synthesize(
         ask: The teacher.
         config: See `SynthesizeConfig`.
         taxonomy: Every known category by name.
+        n_before: So many rows at the start belong to other parts of the table: they are counted in the balance of
+            categories, and nothing is asked about them.
 
     Yields:
-        INSTRUCTIONS, in the order of `rows`. Where the teacher failed, `instruction` is null, `error` says why, and
+        INSTRUCTIONS, in the order of the other `rows`. Where the teacher failed, `instruction` is null, `error` says why, and
         only the constraints that the query brought are left.
 
     Raises:
@@ -59,7 +62,7 @@ def synthesize(
         return asked_again(request, completion, again.render(reason=reason)) if reason else None
 
     chosen = choose(dict(taxonomy), config.category)
-    ahead, behind = tee(_assigned(rows, chosen, taxonomy, config))
+    ahead, behind = tee(islice(_assigned(rows, chosen, taxonomy, config), n_before, None))
     requests = (request_of(row, categories, prompt, config, taxonomy) for row, categories in ahead if row["query"])
     completions = ask(requests, unusable)
     for row, categories in behind:

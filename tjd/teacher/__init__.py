@@ -24,6 +24,10 @@ from tjd.errors import ConfigError
 if TYPE_CHECKING:
     from tjd.teacher.budget import Budget, Price
 
+LONGEST_ANSWER = (
+    100_000  # characters of an unusable answer that are sent back: a server gone mad must not double its bill
+)
+
 Number = TypeVar("Number", int, float)
 
 
@@ -238,7 +242,8 @@ def _sum(a: Number | None, b: Number | None) -> Number | None:
 
 def asked_again(request: Request, completion: Completion, text: str) -> Request:
     """The same conversation, with the answer that came and a further turn of the user."""
-    answer = Message(role="assistant", content=completion.text or "(nothing)")  # some providers refuse an empty turn
+    said = completion.text or "(nothing)"  # some providers refuse an empty turn
+    answer = Message(role="assistant", content=said[:LONGEST_ANSWER])
     return replace(request, messages=(*request.messages, answer, Message(role="user", content=text)))
 
 

@@ -1,15 +1,17 @@
 """Completions on disk: the means of resume, and why nothing is paid twice.
 
-One SQLite file, `completions.sqlite`. A completion is committed as it arrives, so it survives `kill -9`; in WAL mode
-without an fsync per commit a power cut can lose the last few, but never damages the file. Several processes may share
-it. Failed calls are not kept: they are asked again.
+One SQLite file, `completions.sqlite`, in WAL mode; several processes may share it. A completion is committed as it
+arrives, so it survives `kill -9`. A commit waits for the disk (fsync) once a second at most: a power cut loses the
+completions of the last second before it, and never damages the file. A full disk ends the run with an error and leaves
+the file whole. Failed calls are not kept: they are asked again.
 """
 
 import hashlib
 import json
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from tjd.errors import BackendError
@@ -26,11 +28,16 @@ CREATE TABLE IF NOT EXISTS completions (
     n_prompt_tokens INTEGER,
     n_tokens INTEGER,
     cost_usd REAL,              -- when it was asked; null if the price was unknown
-    arrived_at INTEGER NOT NULL DEFAULT (unixepoch()),
-    logprobs TEXT               -- JSON list of [start, token, {token: log probability}]; null if none were returned
+    arrived_at INTEGER NOT NULL DEFAULT (unixepoch())
 )
 """
+ADDED = {  # null in older rows
+    "logprobs": "TEXT",  # JSON list of [start, token, {token: log probability}]; null if none were returned
+    "prompt_sha256": "TEXT",  # of the request, as is its seed, for recordings; null of a batch
+    "seed": "INTEGER",
+}
 WAIT_S = 60.0  # for another process that is writing
+SYNC_EVERY_S = 1.0
 
 
 class Ledger:
@@ -50,6 +57,7 @@ class Ledger:
         self._model, self._folder = model, folder
         self.identity = f"{identity}\x1f{tag}" if tag else identity
         self._connection: sqlite3.Connection | None = None
+        self._synced_at = -SYNC_EVERY_S  # time.monotonic
 
     def key(self, request: Request) -> bytes:
         """What a completion is found by."""
@@ -77,24 +85,35 @@ class Ledger:
 
     def enter(self, arrived: Iterable[tuple[Request, Completion]]) -> None:
         """Count calls that were made, and keep those that were answered; all of them or, if killed here, none."""
-        self.enter_keyed([(self.key(request), completion) for request, completion in arrived])
+        self._enter([(self.key(request), request.prompt_digest, request.seed, c) for request, c in arrived])
 
     def enter_keyed(self, arrived: Sequence[tuple[bytes, Completion]]) -> None:
         """The same where all that is known of a request is its key."""
-        for _, completion in arrived:
+        self._enter([(key, None, None, completion) for key, completion in arrived])
+
+    def _enter(self, arrived: Sequence[tuple[bytes, str | None, int | None, Completion]]) -> None:
+        for *_, completion in arrived:
             self.usage.add(completion)
         if self._folder is None:
             return
         rows = [
             (key, self._model, c.text, c.finish_reason, c.n_prompt_tokens, c.n_tokens, c.cost_usd,
-             None if c.logprobs is None else json.dumps(c.logprobs))
-            for key, c in arrived
+             None if c.logprobs is None else json.dumps(c.logprobs), digest, seed)
+            for key, digest, seed, c in arrived
             if c.text is not None
         ]  # fmt: skip
-        with self.connection() as cache, cache:
-            cache.executemany(
-                f"INSERT OR IGNORE INTO completions (key, model, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows
-            )
+        with self.connection() as cache:
+            now = time.monotonic()
+            sync = now - self._synced_at >= SYNC_EVERY_S
+            cache.execute(f"PRAGMA synchronous = {'FULL' if sync else 'NORMAL'}")
+            with cache:
+                cache.executemany(
+                    f"INSERT OR IGNORE INTO completions (key, model, {COLUMNS}, prompt_sha256, seed) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    rows,
+                )
+            if sync:
+                self._synced_at = now
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""
@@ -105,29 +124,50 @@ class Ledger:
     @contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
         """The open file; what goes wrong with it becomes one line."""
-        try:
+        with told():
             if self._connection is None:
-                self._connection = self._open()
+                assert self._folder is not None
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._connection = connect(self._folder / FILE)
             yield self._connection
-        except (sqlite3.Error, OSError) as exc:
-            raise BackendError(
-                f"the cache {FILE} cannot be used ({exc}); free space, or point TJD_CACHE to a folder you can write to"
-            ) from exc
-
-    def _open(self) -> sqlite3.Connection:
-        assert self._folder is not None
-        self._folder.mkdir(parents=True, exist_ok=True)
-        # used by one thread at a time: the event loop's, or the caller's
-        connection = sqlite3.connect(self._folder / FILE, timeout=WAIT_S, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute(SCHEMA)
-        _add_missing_column(connection)
-        return connection
 
 
-def _add_missing_column(connection: sqlite3.Connection) -> None:
-    """Give a file that an earlier version made the column it lacks; nothing else of it changes."""
-    if "logprobs" not in {row[1] for row in connection.execute("PRAGMA table_info(completions)")}:
-        with suppress(sqlite3.OperationalError):  # another process was faster
-            connection.execute("ALTER TABLE completions ADD COLUMN logprobs TEXT")
+def connect(path: Path) -> sqlite3.Connection:
+    """Open the file, or make it; a file of an older release gets the columns it lacks."""
+    # used by one thread at a time: the event loop's, or the caller's
+    connection = sqlite3.connect(path, timeout=WAIT_S, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute(SCHEMA)
+    for name in ADDED.keys() - _columns(connection):
+        try:
+            connection.execute(f"ALTER TABLE completions ADD COLUMN {name} {ADDED[name]}")
+        except sqlite3.OperationalError:
+            if name not in _columns(connection):  # else another process was faster
+                raise
+    return connection
+
+
+def _columns(connection: sqlite3.Connection) -> set[str]:
+    return {name for _, name, *_ in connection.execute("PRAGMA table_info(completions)")}
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Turn what SQLite says into one line.
+
+    Raises:
+        BackendError: The file is damaged, the disk is full, or the folder cannot be written to.
+    """
+    try:
+        yield
+    except (sqlite3.Error, OSError) as exc:
+        raise BackendError(f"the cache {FILE} cannot be used ({exc}); {_advice(exc)}") from exc
+
+
+def _advice(exc: Exception) -> str:
+    if getattr(exc, "sqlite_errorcode", None) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        return "move it away, or point TJD_CACHE to another folder: what it holds is asked anew"
+    return (
+        "free space, or point TJD_CACHE to a folder you can write to, then run the same command again: what had arrived "
+        "is kept"
+    )

@@ -144,11 +144,10 @@ class Local:
 
 
 def _prompt_ids(tokenizer: Any, request: Request) -> list[int]:
+    messages = [{**message, "content": _as_data(tokenizer, message["content"])} for message in request.messages]
     if tokenizer.chat_template is None:  # a base model
-        return tokenizer("\n\n".join(message["content"] for message in request.messages))["input_ids"]
-    text = tokenizer.apply_chat_template(
-        list(request.messages), tokenize=False, add_generation_prompt=True, enable_thinking=False
-    )
+        return tokenizer("\n\n".join(message["content"] for message in messages))["input_ids"]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
@@ -160,6 +159,14 @@ def _spoken(tokenizer: Any, got: "Continuation") -> tuple[Spoken, ...]:
         tokens.append((after[len(before) :], {tokenizer.decode([token]): logprob for token, logprob in top.items()}))
         before = after
     return spoken(tokens)
+
+
+def _as_data(tokenizer: Any, text: str) -> str:
+    """A text whose control tokens (`<|im_end|>`, say) are broken by a space, so that it cannot end its own turn."""
+    for token in tokenizer.added_tokens_decoder.values():
+        if token.special and len(token.content) > 1:
+            text = text.replace(token.content, f"{token.content[0]} {token.content[1:]}")
+    return text
 
 
 def _ends(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -23,6 +23,7 @@ from typing import Any
 
 from tjd.config import BackendConfig
 from tjd.errors import BackendError, ConfigError
+from tjd.redaction import redacted, without_secrets
 from tjd.teacher import Again, Completion, Request, Usage, follow_up, merged
 from tjd.teacher.budget import FREE, Budget, given_price, listed_price
 from tjd.teacher.cache import Ledger
@@ -220,7 +221,7 @@ class Remote:
 
     def _completion(self, reply: Any) -> Completion:
         choice, usage = reply.choices[0], getattr(reply, "usage", None)
-        text = choice.message.content or ""
+        text = without_secrets(choice.message.content or "")
         n_prompt_tokens = (
             getattr(usage, "prompt_tokens", None) or None
         )  # litellm writes 0 where the server says nothing
@@ -304,10 +305,7 @@ def _likely_tokens(request: Request) -> float:
 def _one_line(exc: Exception) -> str:
     said = " ".join(str(exc).split()) or "no message"
     said = re.sub(r"^((litellm\.)?\w+(Error|Exception):? (- )?)+", "", said)
-    for name, value in os.environ.items():
-        if len(value) >= 8 and name.endswith(("_KEY", "_TOKEN", "_SECRET")):
-            said = said.replace(value, "***")
-    return re.sub(r"\b(sk|key|AIza)[-\w*]{8,}", "***", said)[:200]
+    return redacted(said)[:200]
 
 
 def _outcome(pending: Future[Completion], halt: Halt) -> Completion:
