@@ -130,7 +130,7 @@ def serving(*behaviour: float) -> Iterator[tuple[str, Connection]]:
     process.kill()
 
 
-def by_label(options: argparse.Namespace, teacher: str) -> Counter[str]:
+def by_label(options: argparse.Namespace) -> Counter[str]:
     """The stage, from Parquet to Parquet."""
     from tjd import prompts, tables
     from tjd.checkers import verdict
@@ -153,12 +153,12 @@ def by_label(options: argparse.Namespace, teacher: str) -> Counter[str]:
     )
     tables.write_rows(rows, source, tables.RESPONSES, {})
     table = tables.open_table(source, "responses", need=stage.NEED)
-    config = LabelConfig(teacher=teacher)
+    config = LabelConfig(teacher="hosted_vllm/m")
     prompt, again = prompts.load("label.pointwise.v1", VARIABLES["pointwise"]), prompts.load("again.v1", ["reason"])
     backend = BackendConfig(
         timeout_s=options.timeout_s, **({"concurrency": options.ceiling} if options.ceiling else {})
     )
-    model = open_teacher(teacher, backend, folder)
+    model = open_teacher(config.teacher, backend, folder)
     start = time.perf_counter()
     labels = stage.label(table.rows(), prompt, again, model.ask, config, verdict)
     tables.write_rows(labels, out, tables.output_schema("labels", like=table.schema, drop=["constraints"]), {})
@@ -222,8 +222,8 @@ def by_data_designer(options: argparse.Namespace) -> Counter[str]:
 
 
 CLIENTS = {
-    "tjd": lambda options: by_label(options, "hosted_vllm/m"),
-    "tjd through litellm": lambda options: by_label(options, "lm_studio/m"),
+    "tjd": by_label,
+    "tjd through litellm": by_label,
     "litellm loop": by_litellm,
     "data-designer": by_data_designer,
 }
@@ -240,10 +240,12 @@ def measure(name: str, options: argparse.Namespace, n: int, behaviour: tuple[flo
     """Run one contestant against a server of its own, print, and give its seconds."""
     with serving(*behaviour) as (url, pipe):
         environment = {
-            **os.environ, "HOSTED_VLLM_API_BASE": url, "LM_STUDIO_API_BASE": url, "LM_STUDIO_API_KEY": "none",
+            **os.environ, "HOSTED_VLLM_API_BASE": url,
             "LITELLM_LOCAL_MODEL_COST_MAP": "True", "NEMO_TELEMETRY_ENABLED": "false",
         }  # fmt: skip
         timeout_s = options.timeout_s if behaviour[2] else 120.0
+        if name == "tjd through litellm":
+            environment["SSL_VERIFY"] = "True"  # of certificates, which is left to litellm where somebody sets it
         own = {"n": n, "url": url, "ceiling": ceiling, "allowed": options.allowed, "timeout_s": timeout_s}
         python = options.peer if name == "data-designer" else sys.executable
         done = subprocess.run(
