@@ -26,7 +26,7 @@ def check(rows: Iterable[Row], decide: Decide, *, may_be_empty: bool = False) ->
     """Decide each rule constraint of each row, in order; null with a reason in `error` where that cannot be done.
 
     Raises:
-        DataError: There is no rule constraint, and that is not expected of a part of a table.
+        DataError: There is no rule constraint, as may be in a part of a table (`may_be_empty`), but not in a whole one.
     """
     rules = (pair for row in rows for pair in tables.one_per_constraint(row) if _is_rule(pair))
     rules, asked = tee(rules)

@@ -71,7 +71,7 @@ def _turns(parts: Sequence[Table]) -> Iterator[Iterable[pa.RecordBatch]]:
         return
     for turn in turns:
         for part in parts:
-            yield (batch.filter(pc.equal(batch[column], turn)) for batch in part.batches())
+            yield (batch.filter(pc.field(column) == turn) for batch in part.batches())
 
 
 def _regrouped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
