@@ -58,8 +58,8 @@ def responses(tmp_path):
     return path
 
 
-def label(responses, out, *more):
-    return ["label", responses, "-t", SERVED, "--batch-api", "--poll-s", "0.01", "-o", out, *more]
+def label(responses, out, *more, teacher=SERVED):
+    return ["label", responses, "-t", teacher, "--batch-api", "--poll-s", "0.01", "-o", out, *more]
 
 
 def number(body):
@@ -300,7 +300,7 @@ def test_a_job_of_another_account_is_not_paid_again_in_silence(server, responses
 )
 def test_a_provider_without_a_batch_api_is_told_before_any_work(model, key, server, responses, tmp_path, monkeypatch):
     monkeypatch.setenv(key, "a-key-0123456789")
-    error = fails(2, *label(responses, tmp_path / "labels.parquet", "-t", model))
+    error = fails(2, *label(responses, tmp_path / "labels.parquet", teacher=model))
     assert error == (
         f"--batch-api is there for openai/... and hosted_vllm/..., not for {model}; leave it out to ask call by call"
     )
@@ -311,12 +311,12 @@ def test_a_server_of_ones_own_gets_its_own_key_and_may_lack_a_batch_api(server, 
     monkeypatch.setenv("HOSTED_VLLM_API_KEY", "own-key-0123456789")
     monkeypatch.setenv("OPENAI_API_BASE", "http://127.0.0.1:9/v1")
     out = tmp_path / "labels.parquet"
-    tjd(*label(responses, out, "-t", "hosted_vllm/some/model"))
+    tjd(*label(responses, out, teacher="hosted_vllm/some/model"))
     assert verdicts(out) == [(True, None)] * 9
     assert server.keys == {"Bearer own-key-0123456789"}
     assert server.lines()[0]["body"]["model"] == "some/model"
     server.trouble = lambda method, path: 404
-    error = fails(5, *label(responses, out, "-t", "hosted_vllm/another"))
+    error = fails(5, *label(responses, out, teacher="hosted_vllm/another"))
     assert "a batch file cannot be uploaded: 404" in error
     assert error.endswith("if this server takes no such batches, leave out --batch-api to ask call by call")
 

@@ -93,9 +93,8 @@ def synthesize_command(
     rows: Iterable[screen.Screened] = part.rows(earlier=True)
     if config.dedup:
         rows = screen.distinct(rows, "query", Seen(config.dedup, config.seed))
-    rows = screen.passing(
-        rows, lambda kept: stage.synthesize(kept, prompt, again, teacher.ask, config, known, part.n_before)
-    )
+    weave = partial(stage.synthesize, n_before=part.n_before)
+    rows = screen.passing(rows, lambda kept: weave(kept, prompt, again, teacher.ask, config, known), part.n_before)
     if config.dedup:
         rows = screen.distinct(rows, "instruction", Seen(config.dedup, config.seed))
     if config.verify:

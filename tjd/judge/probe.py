@@ -153,7 +153,7 @@ def fit(
             slope_N = -strength * part.weight_N * sign_N * expit(-margin_N)
             slope_KR[k], slope_K[k] = slope_N @ place_NR, slope_N.sum()
         slope = flat[:n_weights] + np.concatenate([slope_KR, share**0.5 * slope_KR.sum(0, keepdims=True)]).ravel()
-        return loss, np.concatenate([slope, slope_K])
+        return float(loss), np.concatenate([slope, slope_K])
 
     flat = np.zeros(n_weights + n_parts)
     found = []

@@ -6,7 +6,7 @@ The paper (section 4.1) has no such step. A check that fails rejects nothing: `v
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import tee
+from itertools import islice, tee
 from typing import TypeGuard
 
 import pyarrow as pa
@@ -47,11 +47,16 @@ def distinct(rows: Iterable[Screened], column: str, seen: Seen) -> Iterator[Scre
             yield row if first is None else Rejected(row, f"near-duplicate {column}: like that of {first}")
 
 
-def passing(rows: Iterable[Screened], stage: Callable[[Iterator[Row]], Iterator[Row]]) -> Iterator[Screened]:
-    """Run a stage that gives one row for each on the rows that are not rejected; the others pass it by, in order."""
+def passing(
+    rows: Iterable[Screened], stage: Callable[[Iterator[Row]], Iterator[Row]], n_before: int = 0
+) -> Iterator[Screened]:
+    """Run a stage that gives one row for each on the rows that are not rejected; the others pass it by, in order.
+
+    Of the first `n_before` rows the stage gives none.
+    """
     ahead, behind = tee(rows)
     done = stage(row for row in ahead if not isinstance(row, Rejected))
-    for row in behind:
+    for row in islice(behind, n_before, None):
         yield row if isinstance(row, Rejected) else next(done)
 
 
