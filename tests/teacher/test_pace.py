@@ -77,7 +77,7 @@ def test_no_limit_is_ever_passed_and_nothing_waits_for_ever(
         if flying:
             pace.end(flying.pop(0), ending, told, used)
         if not flying:
-            assert pace.wait_s(n_tokens) <= 300
+            assert pace.wait_s(n_tokens) <= 300.001
     for call in flying:
         pace.end(call, "failed", NOTHING)
     clock.now += 301
@@ -353,6 +353,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.slow  # pauses, and time-outs that a busy machine does not meet by chance
 def test_whatever_fails_a_row_is_labelled_or_null_with_a_reason(server: Server) -> None:
     def faulty(body: dict[str, Any], before: int) -> Reply:
         i = int(body["messages"][0]["content"].partition("query ")[2].split()[0])
