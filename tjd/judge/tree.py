@@ -261,7 +261,7 @@ def _try(decoder: Any) -> bool:
     judgements = [Encoded(ids[0], ids[1], ids[2]), Encoded(ids[0], ids[1], ids[3]), Encoded(ids[0], ids[4], ids[5])]
     device = next(decoder.parameters()).device
     [whole] = [pack(groups).to(device) for groups in batches(judgements, 100)]
-    with torch.no_grad():
+    with torch.no_grad(), fused.off():  # what is asked is whether its attention can be expressed
         alone_JD = pool_each(decoder, judgements)
         try:
             together_JD = pool(whole, forward(decoder, whole), ["last"])
