@@ -75,7 +75,7 @@ def _json(path: Path) -> Iterator[tuple[str, Row]]:
 
 def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
     try:
-        rows = (row for batch in pq.ParquetFile(path).iter_batches() for row in batch.to_pylist())
+        rows = (row for batch in pq.ParquetFile(path, pre_buffer=False).iter_batches() for row in batch.to_pylist())
         for number, row in enumerate(rows, start=1):
             yield f"row {number} of {path}", row
     except (pa.ArrowException, OSError) as exc:

@@ -559,7 +559,7 @@ def _parquet_file(raw: pa.NativeFile, name: str, kind: str) -> pq.ParquetFile:
     raw.seek(0)
     if magic == b"PAR1":
         try:
-            return pq.ParquetFile(raw)
+            return pq.ParquetFile(raw, pre_buffer=False)  # else all that was read stays in memory
         except (pa.ArrowException, OSError) as exc:
             raise DataError(f"{name} is a truncated or damaged Parquet file; write it anew") from exc
     if kind != "queries":

@@ -175,7 +175,7 @@ def _hash(prompt_sha256: str, seed: int) -> int:
 
 def _open(path: str) -> pq.ParquetFile:
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, pre_buffer=False)  # else all that was read stays in memory
     except FileNotFoundError as exc:
         raise DataError(f"there is no recording {path}; check the path after 'recorded:'") from exc
     except (pa.ArrowException, OSError) as exc:
