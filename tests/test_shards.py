@@ -73,8 +73,7 @@ def test_check_in_parts_after_where_and_limit_is_the_whole(many_rows, tmp_path):
     assert joined(tmp_path, 3, "check", many_rows, *chosen).metadata.num_rows == 4000
 
 
-@pytest.mark.parametrize("n", [3, 11])
-def test_synthesize_in_parts_asks_what_the_whole_asks(n, served, tmp_path):
+def test_synthesize_in_parts_asks_what_the_whole_asks(served, tmp_path):
     rows = [
         {"query_id": f"q{i}", "query": f"what {i}?" if i % 6 else None, "category": "semantic" if i % 5 == 0 else None}
         for i in range(23)
@@ -84,7 +83,7 @@ def test_synthesize_in_parts_asks_what_the_whole_asks(n, served, tmp_path):
     command = ("synthesize", queries, "-t", "openai/gpt-4o-mini", "--max-invalid", "1", "--seed", "7")
     assert tjd(*command, "-o", tmp_path / "first.parquet").exit_code == 0
     n_calls = len(served.calls)
-    joined(tmp_path, n, *command)
+    joined(tmp_path, 4, *command)
     assert len(served.calls) == n_calls  # had a part assigned another category, it would have asked anew
 
 
@@ -191,13 +190,13 @@ def test_score_in_parts_has_the_scores_of_the_whole_to_the_bit(tmp_path, tiny_mo
         {"response_id": f"r{i}", "constraint_id": "c", "query_id": f"q{i}", "query": f"what {i}?", "kind": "soft",
          "category": categories[i % 2], "constraint": "Be warm.", "response": "so " * (1 + i * 7 % 23),
          "followed": i % 3 == 0, "split": "train" if i < 60 else "validation"}
-        for i in range(2500)
+        for i in range(1300)
     ]  # fmt: skip
     labels = tmp_path / "labels.parquet"
     tables.write_rows(rows, str(labels), tables.output_schema("labels", like=pa.schema({"split": pa.string()})), {})
     training = ("--base", tiny_model_dir, "--limit", "120", "--epochs", "1", "-c", "style", "-c", "semantic")
     assert tjd("train-judge", labels, *training, "-o", tmp_path / "judges").exit_code == 0
-    assert joined(tmp_path, 2, "score", labels, "-j", tmp_path / "judges").metadata.num_rows == 2500
+    assert joined(tmp_path, 2, "score", labels, "-j", tmp_path / "judges").metadata.num_rows == 1300
 
 
 @pytest.mark.slow

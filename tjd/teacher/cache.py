@@ -1,9 +1,9 @@
 """Completions on disk: the means of resume, and why nothing is paid twice.
 
 One SQLite file, `completions.sqlite`, in WAL mode; several processes may share it. A completion is committed as it
-arrives, so it survives `kill -9`. A commit waits for the disk (fsync) once a second at most: a power cut loses the
-completions of the last second before it, and never damages the file. A full disk ends the run with an error and leaves
-the file whole. Failed calls are not kept: they are asked again.
+arrives, so it survives `kill -9`. A commit waits for the disk (fsync) once a second at most: a power cut can lose the
+completions that arrived in the second after the last of these, and never damages the file. A full disk ends the run with
+an error and leaves the file whole. Failed calls are not kept: they are asked again.
 """
 
 import hashlib
