@@ -20,7 +20,8 @@ WARM = {"constraint_id": "w", "kind": "soft", "category": "style", "text": "Be w
 
 def instruction(key: str, text: str | None, **more: Any) -> Row:
     query = f"what is {key}?"
-    return {"query_id": key, "query": query, "instruction": text, "constraints": [WARM], "error": None, **more}
+    used = {"n_prompt_tokens": 50, "n_completion_tokens": 9}
+    return {"query_id": key, "query": query, "instruction": text, "constraints": [WARM], "error": None, **used, **more}
 
 
 def verified(rows: list[Screened], answers: dict[str, str | None]) -> tuple[list[Screened], list[Request]]:
@@ -31,7 +32,7 @@ def verified(rows: list[Screened], answers: dict[str, str | None]) -> tuple[list
         asked.append(request)
         text = request.messages[0]["content"].partition("<instruction>")[2]
         answer = next(said for part, said in answers.items() if part in text)
-        return Completion(answer, "v", "stop", cost_usd=0.25, error=None if answer else "the call failed: boom")
+        return Completion(answer, "v", "stop", 40, 8, 0.25, error=None if answer else "the call failed: boom")
 
     def ask(requests: Iterable[Request], again: Again | None = None) -> Iterator[Completion]:
         for request in requests:
@@ -60,6 +61,7 @@ def test_sound_rows_pass_unsound_ones_are_rejected_and_the_unreadable_are_kept()
     (a, z, b, c, d, e), asked = verified(rows, said)
     assert isinstance(a, dict)
     assert (a["verified"], a["error"], a["cost_usd"]) == (True, None, 1.25)
+    assert (a["n_prompt_tokens"], a["n_completion_tokens"]) == (90, 17)
     assert z is before
     assert isinstance(b, Rejected)
     assert b.reason == "its constraints cannot be followed together: JSON."
