@@ -434,14 +434,13 @@ def test_policies_are_trained_per_category_and_tested_on_all(judges, tiny_model_
     assert "step    " not in again.stderr  # nothing is trained again
     assert pq.read_table(out).to_pylist() == metrics
     prompt = prompts.load("label.pointwise.v1", VARIABLES["pointwise"])
-    completions = [
-        (
-            verdict_request(prompt, "pointwise", row["query"], row["response"], [row["constraint"]]),
-            "Yes",
-        )
+    requests = [
+        verdict_request(prompt, "pointwise", row["query"], row["response"], [row["constraint"]])
         for row in scored
         if row["response"]
     ]
+    distinct = {request.prompt_digest: request for request in requests}  # a recording holds each request once
+    completions = [(request, "Yes") for request in distinct.values()]
     recorded = f"recorded:{recording(tmp_path / 'r.parquet', completions)}"
     line = fails(5, *command, "--teacher", RECORDED)
     assert "holds none of the first" in line
