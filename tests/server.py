@@ -99,6 +99,8 @@ def serve(script: Script) -> Iterator[Server]:
         def log_message(self, *args: object) -> None: ...
 
     class Quiet(ThreadingHTTPServer):
+        request_queue_size = 512  # a longer queue than Python's 5, from which the kernel drops calls under load
+
         def handle_error(self, request: object, client_address: object) -> None: ...  # clients that are killed
 
     httpd = Quiet(("127.0.0.1", 0), Respond)

@@ -368,7 +368,7 @@ def test_whatever_fails_a_row_is_labelled_or_null_with_a_reason(server: Server) 
         for i in range(160)
     ]
     prompt, again = prompts.load("label.pointwise.v1", VARIABLES["pointwise"]), prompts.load("again.v1", ["reason"])
-    teacher = asked(retries=2, timeout_s=1.0, concurrency=16)
+    teacher = asked(retries=3, timeout_s=1.0, concurrency=16)
     labels = list(label(rows, prompt, again, teacher.ask, LabelConfig(), lambda *_, **__: (None, "no rules here")))
     assert [row["response_id"] for row in labels] == [row["response_id"] for row in rows]
     assert {row["followed"] for row in labels} == {True, None}
