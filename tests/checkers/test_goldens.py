@@ -17,8 +17,6 @@ OWN = Path(__file__).parents[1] / "golden" / "checkers.jsonl"
 CASES = [json.loads(line) for line in OWN.read_text(encoding="utf-8").splitlines()]
 OPTIONS = ("suite", "mode", "fixed")
 MENDED = {checker for suite in SUITES.values() for checker, run in suite.items() if read_signature(run).can_be_fixed}
-# the official tagger's weights are in no package; the one we use names another tag in these texts
-OTHER_TAGGER = ("words:start_verb", {"Make sure you eat.", "Are you there?"})
 
 
 @pytest.mark.parametrize("checker", sorted({case["checker"] for case in CASES}))
@@ -76,9 +74,7 @@ def test_agrees_with_official_verdicts(suite: Suite) -> None:
             entry = (row["prompt_id"], row["instruction_id"], row["response"][:200], found)
             (differing if row["stable"] else unstable).append(entry)
     print(f"{suite}: {len(rows)} rows, unstable ones that differ: {unstable or 'none'}")  # noqa: T201
-    checker, responses = OTHER_TAGGER
-    unexplained = [entry for entry in differing if entry[1] != checker or entry[2] not in responses]
-    assert not unexplained
+    assert not differing
 
 
 @pytest.mark.parametrize("suite", ["ifeval", "iftrain"])

