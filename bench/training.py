@@ -7,7 +7,7 @@ Both train LoRA (rank 16 on every linear layer of the top LAYERS) on the verdict
 multiplies it natively. SFTTrainer gets the judge prompt as the prompt and the verdict as the completion, with its loss on
 the completion only. They take turns, ROUNDS times; printed are rows per second and the ratio of the medians. tjd's time
 includes running the frozen layers below the adapters once, which pays over several epochs: EPOCHS says how many it is
-spread over.
+spread over. The ROWS are those of queries drawn at random, whole queries, as a judge is trained on.
 """
 
 import argparse
@@ -84,9 +84,11 @@ def main() -> None:
     config = TrainJudgeConfig(
         base=options.base, epochs=options.epochs, batch_size=options.batch_size, lora_layers=options.layers
     )
-    table = tables.open_table(options.labels, "labels", need=("query", "constraint", "response", "followed"))
+    table = tables.open_table(options.labels, "labels", need=("query_id", "query", "constraint", "response", "followed"))
     usable = [row for row in table.rows() if row["followed"] is not None]
-    rows = random.Random(0).sample(usable, options.rows)
+    queries = sorted({row["query_id"] for row in usable})
+    place = {query_id: place for place, query_id in enumerate(random.Random(0).sample(queries, len(queries)))}
+    rows = sorted(usable, key=lambda row: place[row["query_id"]])[: options.rows]
     seconds: dict[str, list[float]] = {"tjd": [], "SFTTrainer": []}
     for number in range(options.rounds):
         seconds["tjd"].append(with_tjd(rows, config))

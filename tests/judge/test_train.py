@@ -112,12 +112,14 @@ def test_both_classes_of_a_category_weigh_the_same():
     assert weights["layout", True] == 8.0  # the cap
 
 
-def test_an_epoch_sees_every_example_once():
-    examples = [Example(Encoded((1,), (1,), (1,)), True, "style", str(i)) for i in range(203)]
+def test_an_epoch_sees_every_example_once_and_an_instruction_in_few_batches():
+    examples = [Example(Encoded((i % 50,), (1,), (1,)), True, "style", str(i)) for i in range(203)]
     batches = epoch_batches(examples, 8, seed=1)
     assert sorted(e.query_id for batch in batches for e in batch) == sorted(e.query_id for e in examples)
     assert len(batches) == math.ceil(203 / 8)
     assert epoch_batches(examples, 8, seed=1) == batches != epoch_batches(examples, 8, seed=2)
+    places = {(e.encoded.instruction, place) for place, batch in enumerate(batches) for e in batch}
+    assert len(places) <= 50 + len(batches)  # at most one more for each border between two batches
 
 
 def test_only_lora_on_the_top_layers_leaves_a_trunk():

@@ -83,7 +83,10 @@ def build(rows: Sequence[Row], probes: Sequence[Probe], *, seed: int = 0) -> lis
 
 
 def negatives(rows: Sequence[Row], probes: Sequence[Probe], share: float, *, seed: int = 0) -> list[Row]:
-    """Training rows to harden judges with: per category this share of its rows, each probe as often as any other.
+    """Training rows to harden judges with: per category this share of its rows.
+
+    Every second one is of a probe with another query's answer: those are the hardest to tell and differ from row to row,
+    where a colon is learnt from a few. The others come as often as each other.
 
     Args:
         rows: Of the training split alone.
@@ -96,6 +99,8 @@ def negatives(rows: Sequence[Row], probes: Sequence[Probe], share: float, *, see
     for probe in probes:
         if probe.family == "train":
             by_name.setdefault(probe.name, []).append(probe)
+    with_other = [name for name, texts in by_name.items() if any("$other" in probe.text for probe in texts)]
+    turns = [turn for name in by_name if name not in with_other for turn in (*with_other, name)] or with_other
     by_category: dict[str, list[Row]] = {}
     for row in rows:
         by_category.setdefault(row["category"], []).append(row)
@@ -103,7 +108,7 @@ def negatives(rows: Sequence[Row], probes: Sequence[Probe], share: float, *, see
     for category, members in sorted(by_category.items()):
         rng = random.Random(f"{seed}:{category}")
         wanted = len(made) + round(share * len(members))
-        for name, _ in zip(cycle(by_name), range(20 * wanted), strict=False):  # small tables run out of new ones
+        for name, _ in zip(cycle(turns), range(20 * wanted), strict=False):  # small tables run out of new ones
             if len(made) >= wanted:
                 break
             row = _filled(rng.choice(members), rng.choice(by_name[name]), donors, rng)

@@ -229,9 +229,18 @@ def class_weights(examples: Sequence[Example]) -> dict[tuple[str, bool], float]:
 
 
 def epoch_batches(examples: Sequence[Example], size: int, *, seed: int) -> list[list[Example]]:
-    """Shuffled batches. Trees have no padding, so rows of any length go together."""
-    order = random.Random(seed).sample(list(examples), len(examples))
-    return [order[i : i + size] for i in range(0, len(order), size)]
+    """Shuffled batches, in which the rows of one instruction are neighbours: a batch computes a prefix once.
+
+    Trees have no padding, so rows of any length go together.
+    """
+    rng = random.Random(seed)
+    by_instruction: dict[Ids, list[Example]] = {}
+    for example in rng.sample(list(examples), len(examples)):
+        by_instruction.setdefault(example.encoded.instruction, []).append(example)
+    order = [example for members in by_instruction.values() for example in members]
+    batches = [order[i : i + size] for i in range(0, len(order), size)]
+    rng.shuffle(batches)
+    return batches
 
 
 def predict(
