@@ -77,6 +77,7 @@ def bench_judge(config: BenchJudgeConfig, on_round: Callable[[Row], None] = lamb
         backbone.choose_device(config.device),
         backbone.choose_dtype(config.dtype, backbone.choose_device(config.device)),
     )
+    backbone.prepare(device)  # as loading a model does
     peak = matrix_peak(device, dtype)
     judgements = work(config, shape.vocab_size)
     n_tokens = sum(whole.n_tokens for whole in tree.group(judgements))
