@@ -64,7 +64,8 @@ run rl "$out/instructions.parquet" --judges "$out/judges" --policy embedded --wh
   --learning-rate 1e-3 --lora-layers 10 --soft-reward score -o "$out/policy"
 
 say "7. What the judges are worth on queries they never saw, beside the same model untrained. First all rows:"
-run eval-judge "$out/labels.parquet" "${compared[@]}" --teacher hf:embedded -o "$out/metrics.parquet"
+run eval-judge "$out/labels.parquet" "${compared[@]}" --teacher hf:embedded --figure "$out/judges.svg" \
+  -o "$out/metrics.parquet"
 echo "The same judges on the frontier's responses alone, whose violations are near misses:"
 run eval-judge "$out/labels.parquet" "${compared[@]}" --teacher hf:embedded --where model=frontier \
   -o "$out/metrics-frontier.parquet"
@@ -73,4 +74,4 @@ run probe-hacks "$out/labels.parquet" -j "$out/judges" -o "$out/hacks.parquet"
 
 say "8. The reward over the steps of the policy's training."
 run show "$out/policy/rollouts.parquet" --rows 0 --only 'reward by step'
-printf '\nEverything is in %s: tables (tjd show FILE), judges/card.md, policy/.\n' "$out"
+printf '\nEverything is in %s: tables (tjd show FILE), judges.svg, judges/card.md, policy/.\n' "$out"
