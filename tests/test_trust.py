@@ -451,6 +451,8 @@ def test_policies_are_trained_per_category_and_tested_on_all(judges, tiny_model_
     assert fails(2, *command, "--rl-set", "full=yes") == "--rl-set full: 'yes' is not true or false"
     assert "did you mean 'steps'?" in fails(2, *command, "--rl-set", "step=3")
     assert "holds a run that differs in group_size" in fails(2, *command, "--rl-set", "group_size=2")
+    for other in (("--limit", 20), ("--where", "query_id!=q0")):
+        assert "holds a run that differs in instructions" in fails(2, *command, *other)
     assert fails(3, *command, "-c", "layout").startswith(
         "no category that the judges cover has instructions of its own"
     )

@@ -84,7 +84,8 @@ def transfer_by_rl(
         raise DataError("no category that the judges cover has instructions of its own in the train and the test split")
     base = backbone.public_name(settings.policy)
     digests = {"judges": tables.file_digest(judges / ensemble.MANIFEST)}
-    inputs = {name: digests | {"instructions": tables.text_id(table.digest, name, str(seed))} for name in train}
+    subset = (*chosen["where"], str(chosen["limit"]))
+    inputs = {name: digests | {"instructions": tables.text_id(table.digest, name, str(seed), *subset)} for name in train}
     for name in train:
         rl.require_startable(settings, runs / name, inputs[name])
     judge = ensemble.load(judges, device=settings.judge_device, dtype=settings.dtype, engine=settings.engine)
