@@ -389,6 +389,27 @@ def test_probes_that_cannot_be_built_are_one_line(judges, tmp_path):
     assert line.startswith("no probe could be built")
 
 
+def test_what_transfer_cannot_do_is_told_before_a_policy_is_trained(judges, tiny_model_dir, tmp_path):
+    rows = [
+        {"instruction_id": f"i{i}", "query_id": f"q{i}", "query": "Ask", "instruction": "Ask", "split": split,
+         "constraints": [{"constraint_id": "c", "kind": "soft", "category": "style", "text": "Be kind.",
+                          "checker": None, "kwargs": None}]}
+        for i, split in enumerate(("train", "test"))
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "instructions.parquet")
+    runs, namesake = tmp_path / "runs", tmp_path / "style"
+    namesake.symlink_to(tiny_model_dir)
+    command = ("transfer", tmp_path / "instructions.parquet", "-j", judges, "--rl", runs, "--rl-set")
+    policy = f"policy={tiny_model_dir}"
+    assert fails(2, *command, policy, "-c", "style", "-c", "layout") == (
+        "unknown category of these judges: 'layout'; known: style, semantic"
+    )
+    assert "there is no recording nowhere.parquet" in fails(3, *command, policy, "--teacher", "recorded:nowhere.parquet")
+    assert "the policy is called 'style', as is a category" in fails(2, *command, f"policy={namesake}")
+    assert fails(3, *command, policy, "--where", "split=train").startswith("no category that the judges cover")
+    assert not runs.exists()
+
+
 @pytest.mark.slow
 def test_policies_are_trained_per_category_and_tested_on_all(judges, tiny_model_dir, tmp_path, cache):
     from tjd import prompts
@@ -453,6 +474,3 @@ def test_policies_are_trained_per_category_and_tested_on_all(judges, tiny_model_
     assert "holds a run that differs in group_size" in fails(2, *command, "--rl-set", "group_size=2")
     for other in (("--limit", 20), ("--where", "query_id!=q0")):
         assert "holds a run that differs in instructions" in fails(2, *command, *other)
-    assert fails(3, *command, "-c", "layout").startswith(
-        "no category that the judges cover has instructions of its own"
-    )
