@@ -404,7 +404,7 @@ def test_what_transfer_cannot_do_is_told_before_a_policy_is_trained(judges, tiny
     assert fails(2, *command, policy, "-c", "style", "-c", "layout") == (
         "unknown category of these judges: 'layout'; known: style, semantic"
     )
-    assert "there is no recording nowhere.parquet" in fails(3, *command, policy, "--teacher", "recorded:nowhere.parquet")
+    assert "there is no recording" in fails(3, *command, policy, "--teacher", "recorded:nowhere.parquet")
     assert "the policy is called 'style', as is a category" in fails(2, *command, f"policy={namesake}")
     assert fails(3, *command, policy, "--where", "split=train").startswith("no category that the judges cover")
     assert not runs.exists()
@@ -446,6 +446,7 @@ def test_policies_are_trained_per_category_and_tested_on_all(judges, tiny_model_
     assert {row["model"] for row in scored} == {"tiny", "style", "semantic"}
     assert {row["split"] for row in scored} == {"test"}
     assert len(scored) == 3 * 8 * 2
+    assert all(row["response"] is not None for row in scored)
     assert figure.read_text().count("</svg>") == 1
     for path in (out, runs / "scores.parquet"):
         written = pq.read_schema(path).metadata[b"tjd"].decode()
@@ -458,7 +459,7 @@ def test_policies_are_trained_per_category_and_tested_on_all(judges, tiny_model_
     requests = [
         verdict_request(prompt, "pointwise", row["query"], row["response"], [row["constraint"]])
         for row in scored
-        if row["response"]
+        if row["response"] is not None
     ]
     distinct = {request.prompt_digest: request for request in requests}  # a recording holds each request once
     completions = [(request, "Yes") for request in distinct.values()]

@@ -103,9 +103,9 @@ def transfer_by_rl(
             told = reward_lines(bars, settings.steps)
             rl.rl(own, settings, runs / name, score=judge.score, check=partial(verdict, checkers=None),
                   inputs=inputs[name], on_step=told)  # fmt: skip
-    responses = _responses(runs, list(train), tests, settings, config)
+    sampled = _responses(runs, list(train), tests, settings, config)
     with _scorer(judge.score, teacher) as scorer:
-        scored = list(score.score(responses, scorer))
+        scored = list(score.score(map(transfer_rl.as_rewarded, sampled), scorer))
     schema = score.schema(tables.output_schema("responses", like=table.schema))
     names = {"teacher": teacher.name if teacher else "", "rl_set": as_dict(settings) | {"policy": base}}  # not paths
     read = digests | {"instructions": table.digest}
@@ -128,8 +128,8 @@ def _scorer(judged: "Scorer", teacher: "Teacher | None") -> "Iterator[Scorer]":
 
     def valid(rows: "Sequence[Mapping[str, Any]]") -> "list[Verdict]":
         ask = asked(teacher.ask, teacher.name, prompt, again, "pointwise", ())
-        score = iter(ask([row for row in rows if row["response"]]))
-        return [next(score) if row["response"] else Verdict(None, error="no response") for row in rows]
+        score = iter(ask([row for row in rows if row["response"] is not None]))
+        return [next(score) if row["response"] is not None else Verdict(None, error="no response") for row in rows]
 
     with closing(teacher):
         yield valid
