@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tests.test_cli import DEMO, fails
 from tjd import prompts
 from tjd.config import TrainJudgeConfig
-from tjd.errors import DataError
+from tjd.errors import ConfigError, DataError
 from tjd.judge import ensemble
 from tjd.judge.prompt import VARIABLES
 from tjd.stages import sweep
@@ -88,6 +88,13 @@ def test_a_retraining_that_is_stopped_leaves_nothing_to_load(tiny_model_dir, tmp
     with pytest.raises(DataError, match=r"half trained \('.*'\); run tjd train-judge again"):
         ensemble.load(tmp_path)
     assert train(other, tmp_path)[1] == {"structure", "semantic"}
+    ensemble.load(tmp_path)
+
+
+def test_a_layer_that_is_not_there_costs_no_judges(tiny_model_dir, tmp_path):
+    train(settings(tiny_model_dir), tmp_path)
+    with pytest.raises(ConfigError, match="--layer must lie between 1 and 1 for this model, not 7"):
+        train(settings(tiny_model_dir, layer=(1, 7)), tmp_path)
     ensemble.load(tmp_path)
 
 

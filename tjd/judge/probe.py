@@ -70,6 +70,13 @@ def default_layers(n_layers: int) -> tuple[int, ...]:
     return tuple(sorted({min(n_layers - 1, max(1, round(n_layers * depth))) for depth in DEPTHS}))
 
 
+def require_layers(layers: Sequence[int], n_layers: int) -> None:
+    """Raise ConfigError for a layer that a model of so many layers lacks."""
+    for layer in layers:
+        if not 1 <= layer < n_layers:
+            raise ConfigError(f"--layer must lie between 1 and {n_layers - 1} for this model, not {layer}")
+
+
 def read(
     decoder: Any,
     judgements: Sequence[Encoded],
@@ -83,9 +90,7 @@ def read(
     Raises:
         ConfigError: The decoder has no such layer, or its attention is not that of token trees.
     """
-    n_layers = len(decoder.layers)
-    if not all(1 <= layer < n_layers for layer in layers):
-        raise ConfigError(f"--layer must lie between 1 and {n_layers - 1} for this model, not {max(layers)}")
+    require_layers(layers, len(decoder.layers))
     if not tree.fits(decoder):
         raise ConfigError("this model's attention is not one that --head probe can read; take --head verdict")
     done = 0
