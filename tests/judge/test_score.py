@@ -84,7 +84,7 @@ HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
 
 
 @pytest.mark.parametrize("config", [LlamaConfig, Qwen2Config, Qwen3Config])
-def test_fused_layers_give_what_transformers_layers_give(config):
+def test_fused_layers_give_what_transformers_layers_give(config, monkeypatch):
     torch.manual_seed(0)
     decoder = AutoModelForCausalLM.from_config(config(**SIZE, **HEADS)).eval().get_decoder()
     for name, parameter in decoder.named_parameters():
@@ -99,6 +99,9 @@ def test_fused_layers_give_what_transformers_layers_give(config):
             torch.testing.assert_close(fused_ND, plain_ND, rtol=1e-4, atol=1e-4)
             decoder.layers[0].mlp.up_proj.weight.mul_(2)  # weights that are still trained are packed anew
     assert not fused.can_run(decoder)  # gradients
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    with torch.no_grad():
+        assert not fused.can_run(decoder)
 
 
 def test_layers_with_adapters_or_another_activation_are_left_to_transformers():
