@@ -95,6 +95,8 @@ def test_fused_layers_give_what_transformers_layers_give(config, monkeypatch):
             assert fused.can_run(decoder)
             fused_ND = tree.forward(decoder, whole)
             with fused.off():
+                assert tree.fits(decoder)  # which turns them off as well
+                assert not fused.can_run(decoder)
                 plain_ND = tree.forward(decoder, whole)
             torch.testing.assert_close(fused_ND, plain_ND, rtol=1e-4, atol=1e-4)
             decoder.layers[0].mlp.up_proj.weight.mul_(2)  # weights that are still trained are packed anew

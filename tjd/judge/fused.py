@@ -100,11 +100,11 @@ def forward(decoder: Any, x_ND: torch.Tensor, position_N: torch.Tensor, attend: 
 def off() -> Iterator[None]:
     """Within the block no decoder is run this way: for measurements and checks."""
     global _allowed
-    _allowed = False
+    before, _allowed = _allowed, False
     try:
         yield
     finally:
-        _allowed = True
+        _allowed = before
 
 
 def _has_products(dtype: torch.dtype) -> bool:
