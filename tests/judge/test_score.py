@@ -152,6 +152,23 @@ def test_batches_keep_the_budget_by_cutting_groups_between_responses():
     assert [len(b) for b in tree.batches(judgements[:1], 4)] == [1]  # larger than the budget: a batch of its own
 
 
+def test_a_long_response_does_not_pad_all_others():
+    run = range(10, 2000)
+    groups = [((n,), [((n, *run[:size]), [(5,)]) for size in (*range(40, 65), 1500, *range(65, 90))]) for n in (3, 4)]
+    batches = list(tree.batches(judgements_of(groups), 4096))
+    members = [i for b in batches for g in b for r in g.responses for same in r.constraints.values() for i in same]
+    assert sorted(members) == list(range(102))
+    assert all(tree.pack(batch).levels[1].query_BT.numel() <= tree.PADDING * 4096 for batch in batches)
+    assert len(batches) <= 4
+
+
+def test_responses_of_one_length_keep_their_order_and_fill_a_batch():
+    groups = [((n,) * 10, [((n, k) * 10, [(5,), (6,)]) for k in range(8)]) for n in range(3, 9)]
+    judgements = judgements_of(groups)
+    whole = tree.group(judgements)
+    assert list(tree.batches(judgements, 2 * whole[0].n_tokens)) == [whole[0:2], whole[2:4], whole[4:6]]
+
+
 def test_the_part_of_a_tree_is_the_tree_of_the_part():
     rng = random.Random(0)
     judgements = judgements_of(
