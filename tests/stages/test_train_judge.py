@@ -98,6 +98,15 @@ def test_a_layer_that_is_not_there_costs_no_judges(tiny_model_dir, tmp_path):
     ensemble.load(tmp_path)
 
 
+def test_the_threshold_that_is_told_is_the_one_that_is_stored(tiny_model_dir, tmp_path, caplog):
+    table = [row for row in rows() if row["split"] == "train" or row["followed"]]
+    manifest, _ = train(settings(tiny_model_dir, target_precision=0.5), tmp_path, table)
+    told = [record.getMessage() for record in caplog.records if "one class only" in record.getMessage()]
+    thresholds = [seat["threshold"] for seat in manifest["categories"].values()]
+    assert [line.rpartition(" ")[2] for line in told] == [f"{threshold:.3g}" for threshold in thresholds]
+    assert set(thresholds) != {0.5}
+
+
 def test_a_sweep_leaves_no_manifest_over_the_weights_it_copies(tiny_model_dir, tmp_path):
     out, config = tmp_path / "judges", settings(tiny_model_dir)
     train(config, out)

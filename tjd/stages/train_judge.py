@@ -444,7 +444,7 @@ def _seat(specialist: str, category: str, validation: Sequence[Row], config: Tra
         measured = {metric: _plain(found) for metric, found in judge_estimates(values, n_queries).items()}
         raw_error = float(judge_metrics(truth_N, raw_N, chosen.threshold, weights_RN[:1])["ece"][0])
     else:
-        log.warning("validation has one class only for '%s': its threshold stays at 0.5", category)
+        log.warning("validation has one class only for '%s': its threshold is %.3g", category, chosen.threshold)
     return {
         "specialist": specialist,
         "temperature": chosen.temperature,
