@@ -117,11 +117,20 @@ def test_each_category_has_its_own_threshold():
 def test_the_calibration_error_is_the_mean_distance_of_a_bin_from_the_diagonal(rows):
     followed, scores, queries = split(rows)
     weights = resample_weights(queries, n_resamples=3)
-    table = reliability(followed, scores, weights)
+    table = reliability(followed, scores, weights, queries)
     expected = sum(row["n"] * abs(row["value"] - row["score"]) for row in table) / len(rows)
     assert judge_metrics(followed, scores, 0.5, weights)["ece"][0] == pytest.approx(expected, abs=1e-6)
     assert sum(row["n"] for row in table) == len(rows)
     assert judge_metrics(followed, followed.astype(float), 0.5, weights)["ece"] == pytest.approx(np.zeros(4))
+
+
+def test_a_bin_of_a_single_query_has_no_interval():
+    scores = np.repeat([0.1, 0.9], 10)
+    queries = [*"abcdefghij", *("z" * 10)]
+    low, high = reliability(scores > 0.5, scores, resample_weights(queries), queries)
+    assert (low["value"], low["low"], low["high"]) == (0, 0, 0)
+    assert high["value"] == 1
+    assert np.isnan([high["low"], high["high"]]).all()
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=50))

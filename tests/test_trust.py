@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoModelForSequenceClassification
 
 from tests.test_cli import DEMO, RECORDED, fails, tjd
 from tjd import tables
@@ -352,7 +353,7 @@ def parquet_of(result):
 
 
 @pytest.mark.parametrize("as_json", [(), ("--json",)])
-def test_a_table_on_standard_output_has_it_for_itself(judges, labels, tiny_model_dir, as_json):
+def test_a_table_on_standard_output_has_it_for_itself(judges, labels, tiny_model_dir, as_json, monkeypatch):
     result = tjd("eval-judge", labels, "-j", judges, "-o", "-", *as_json)
     assert parquet_of(result)[0]["judge"] == "3-for-3"
     assert "balanced" in result.stderr
@@ -362,6 +363,7 @@ def test_a_table_on_standard_output_has_it_for_itself(judges, labels, tiny_model
     result = tjd("transfer", labels, "-j", judges, "-c", "style", "-c", "semantic", "-o", "-", *as_json)
     assert parquet_of(result)[0]["judge"] == "style"
     assert "semantic" in result.stderr
+    monkeypatch.delattr(AutoModelForSequenceClassification, "from_config")  # of contestants that are left out
     small = [part for name in ("instructions", "rounds", "instruction-tokens", "response-tokens", "constraint-tokens",
                                "top-layers", "probe-layer") for part in (f"--{name}", 1)]  # fmt: skip
     result = tjd(
@@ -387,6 +389,27 @@ def test_probes_that_cannot_be_built_are_one_line(judges, tmp_path):
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "x.parquet")
     line = fails(3, "probe-hacks", tmp_path / "x.parquet", "-j", judges, "--probes", tmp_path / "hacks.toml")
     assert line.startswith("no probe could be built")
+
+
+def test_what_transfer_cannot_do_is_told_before_a_policy_is_trained(judges, tiny_model_dir, tmp_path):
+    rows = [
+        {"instruction_id": f"i{i}", "query_id": f"q{i}", "query": "Ask", "instruction": "Ask", "split": split,
+         "constraints": [{"constraint_id": "c", "kind": "soft", "category": "style", "text": "Be kind.",
+                          "checker": None, "kwargs": None}]}
+        for i, split in enumerate(("train", "test"))
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "instructions.parquet")
+    runs, namesake = tmp_path / "runs", tmp_path / "style"
+    namesake.symlink_to(tiny_model_dir)
+    command = ("transfer", tmp_path / "instructions.parquet", "-j", judges, "--rl", runs, "--rl-set")
+    policy = f"policy={tiny_model_dir}"
+    assert fails(2, *command, policy, "-c", "style", "-c", "layout") == (
+        "unknown category of these judges: 'layout'; known: style, semantic"
+    )
+    assert "there is no recording" in fails(3, *command, policy, "--teacher", "recorded:nowhere.parquet")
+    assert "the policy is called 'style', as is a category" in fails(2, *command, f"policy={namesake}")
+    assert fails(3, *command, policy, "--where", "split=train").startswith("no category that the judges cover")
+    assert not runs.exists()
 
 
 @pytest.mark.slow
@@ -425,6 +448,7 @@ def test_policies_are_trained_per_category_and_tested_on_all(judges, tiny_model_
     assert {row["model"] for row in scored} == {"tiny", "style", "semantic"}
     assert {row["split"] for row in scored} == {"test"}
     assert len(scored) == 3 * 8 * 2
+    assert all(row["response"] is not None for row in scored)
     assert figure.read_text().count("</svg>") == 1
     for path in (out, runs / "scores.parquet"):
         written = pq.read_schema(path).metadata[b"tjd"].decode()
@@ -437,7 +461,7 @@ def test_policies_are_trained_per_category_and_tested_on_all(judges, tiny_model_
     requests = [
         verdict_request(prompt, "pointwise", row["query"], row["response"], [row["constraint"]])
         for row in scored
-        if row["response"]
+        if row["response"] is not None
     ]
     distinct = {request.prompt_digest: request for request in requests}  # a recording holds each request once
     completions = [(request, "Yes") for request in distinct.values()]
@@ -451,6 +475,5 @@ def test_policies_are_trained_per_category_and_tested_on_all(judges, tiny_model_
     assert fails(2, *command, "--rl-set", "full=yes") == "--rl-set full: 'yes' is not true or false"
     assert "did you mean 'steps'?" in fails(2, *command, "--rl-set", "step=3")
     assert "holds a run that differs in group_size" in fails(2, *command, "--rl-set", "group_size=2")
-    assert fails(3, *command, "-c", "layout").startswith(
-        "no category that the judges cover has instructions of its own"
-    )
+    for other in (("--limit", 20), ("--where", "query_id!=q0")):
+        assert "holds a run that differs in instructions" in fails(2, *command, *other)

@@ -356,6 +356,9 @@ class TrainJudgeConfig:
         _at_least(self, 1, "epochs", "patience", "batch_size", "lora_rank", "max_instruction_tokens")
         _at_least(self, 1, "max_response_tokens")
         _at_least(self, 0, "lora_layers", "learning_rate", "share")
+        for layer in self.layer:
+            if layer < 1:
+                raise ConfigError(f"--layer must be at least 1, not {layer}")
         if self.head not in get_args(Head):
             raise ConfigError(f"--head must be one of {', '.join(get_args(Head))}, not '{self.head}'")
         _share(self, "target_precision", "abstain", "harden", "swap")

@@ -140,20 +140,21 @@ def equal_mass_bins(scores_N: np.ndarray, n_bins: int = N_BINS) -> np.ndarray:
     return rank_N * n_bins // max(1, len(scores_N))
 
 
-def reliability(followed_N: np.ndarray, scores_N: np.ndarray, weights_RN: np.ndarray) -> list[dict[str, float]]:
+def reliability(
+    followed_N: np.ndarray, scores_N: np.ndarray, weights_RN: np.ndarray, query_ids: Sequence[str]
+) -> list[dict[str, float]]:
     """The reliability table: per bin its rows `n`, their mean `score`, and the share followed with its interval.
 
     A calibrated judge has `value` equal to `score` in every bin, but for chance.
     """
-    bins_N = equal_mass_bins(scores_N)
+    bins_N, ids_N = equal_mass_bins(scores_N), np.asarray(query_ids, dtype=object)
     table = []
     for index in np.unique(bins_N):
         of_N = bins_N == index
         with np.errstate(invalid="ignore"):
-            share = estimate(
-                weights_RN[:, of_N] @ followed_N[of_N].astype(np.float32) / weights_RN[:, of_N].sum(axis=1)
-            )
-        shown = {"score": float(scores_N[of_N].mean()), "value": share.value, "low": share.low, "high": share.high}
+            values_R = weights_RN[:, of_N] @ followed_N[of_N].astype(np.float32) / weights_RN[:, of_N].sum(axis=1)
+        found = estimate(values_R, len(set(ids_N[of_N])))
+        shown = {"score": float(scores_N[of_N].mean()), "value": found.value, "low": found.low, "high": found.high}
         table.append({"bin": int(index), "n": int(of_N.sum()), **shown})
     return table
 

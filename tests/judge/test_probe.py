@@ -130,8 +130,10 @@ def test_default_layers_lie_inside_the_model():
 
 def test_a_layer_that_is_not_there_is_an_error(tiny_model_dir):
     decoder = backbone.load_model(str(tiny_model_dir), dtype="float32").get_decoder()
-    with pytest.raises(ConfigError, match="--layer must lie between 1 and 1"):
-        probe.read(decoder, [], [2])
+    with pytest.raises(ConfigError, match="--layer must lie between 1 and 1 for this model, not 0"):
+        probe.read(decoder, [], [1, 0, 3])
+    with pytest.raises(ConfigError, match="--layer must be at least 1, not 0"):
+        TrainJudgeConfig(layer=(1, 0))
 
 
 def test_features_go_where_their_judgement_stands(tiny_model_dir):

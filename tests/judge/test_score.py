@@ -84,7 +84,7 @@ HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
 
 
 @pytest.mark.parametrize("config", [LlamaConfig, Qwen2Config, Qwen3Config])
-def test_fused_layers_give_what_transformers_layers_give(config):
+def test_fused_layers_give_what_transformers_layers_give(config, monkeypatch):
     torch.manual_seed(0)
     decoder = AutoModelForCausalLM.from_config(config(**SIZE, **HEADS)).eval().get_decoder()
     for name, parameter in decoder.named_parameters():
@@ -95,10 +95,15 @@ def test_fused_layers_give_what_transformers_layers_give(config):
             assert fused.can_run(decoder)
             fused_ND = tree.forward(decoder, whole)
             with fused.off():
+                assert tree.fits(decoder)  # which turns them off as well
+                assert not fused.can_run(decoder)
                 plain_ND = tree.forward(decoder, whole)
             torch.testing.assert_close(fused_ND, plain_ND, rtol=1e-4, atol=1e-4)
             decoder.layers[0].mlp.up_proj.weight.mul_(2)  # weights that are still trained are packed anew
     assert not fused.can_run(decoder)  # gradients
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    with torch.no_grad():
+        assert not fused.can_run(decoder)
 
 
 def test_layers_with_adapters_or_another_activation_are_left_to_transformers():
@@ -145,6 +150,23 @@ def test_batches_keep_the_budget_by_cutting_groups_between_responses():
     members = [i for b in batches for g in b for r in g.responses for same in r.constraints.values() for i in same]
     assert sorted(members) == list(range(len(judgements)))
     assert [len(b) for b in tree.batches(judgements[:1], 4)] == [1]  # larger than the budget: a batch of its own
+
+
+def test_a_long_response_does_not_pad_all_others():
+    run = range(10, 2000)
+    groups = [((n,), [((n, *run[:size]), [(5,)]) for size in (*range(40, 65), 1500, *range(65, 90))]) for n in (3, 4)]
+    batches = list(tree.batches(judgements_of(groups), 4096))
+    members = [i for b in batches for g in b for r in g.responses for same in r.constraints.values() for i in same]
+    assert sorted(members) == list(range(102))
+    assert all(tree.pack(batch).levels[1].query_BT.numel() <= tree.PADDING * 4096 for batch in batches)
+    assert len(batches) <= 4
+
+
+def test_responses_of_one_length_keep_their_order_and_fill_a_batch():
+    groups = [((n,) * 10, [((n, k) * 10, [(5,), (6,)]) for k in range(8)]) for n in range(3, 9)]
+    judgements = judgements_of(groups)
+    whole = tree.group(judgements)
+    assert list(tree.batches(judgements, 2 * whole[0].n_tokens)) == [whole[0:2], whole[2:4], whole[4:6]]
 
 
 def test_the_part_of_a_tree_is_the_tree_of_the_part():

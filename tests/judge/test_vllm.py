@@ -106,13 +106,17 @@ def test_scores_are_those_of_transformers_and_prompts_those_of_the_trees(stand_i
         assert "enable_lora" not in engine.settings if full else engine.settings["max_loras"] == 2
 
 
-def test_without_vllm_and_for_other_heads_there_is_one_line(tmp_path, tiny_model_dir):
+def test_without_vllm_and_for_what_it_cannot_serve_there_is_one_line(tmp_path, tiny_model_dir):
     judges = trained(tmp_path, tiny_model_dir)
     row = tmp_path / "l.parquet"
     line = "--engine vllm needs the package vllm, which is not installed: pip install vllm"
     assert fails(2, "score", row, "-j", judges, "-o", tmp_path / "s.parquet", "--engine", "vllm") == line
     assert fails(2, "eval-judge", row, "-j", judges, "--engine", "vllm") == line
     manifest = json.loads((judges / "manifest.json").read_text())
+    large = manifest["config"] | {"lora_rank": 600}
+    (judges / "manifest.json").write_text(json.dumps(manifest | {"config": large}))
+    with pytest.raises(ConfigError, match="vLLM takes adapters of rank 512 at most, and these have 600"):
+        ensemble.load(judges, engine="vllm")
     (judges / "manifest.json").write_text(json.dumps(manifest | {"head": "probe"}))
     with pytest.raises(ConfigError, match="these judges have the head 'probe'; leave --engine out"):
         ensemble.load(judges, engine="vllm")

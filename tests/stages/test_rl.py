@@ -300,6 +300,26 @@ def test_unusable_instructions_are_left_out(config, tmp_path):
         run(short, tmp_path / "none", rows=bad)
 
 
+def test_the_policy_is_not_asked_to_think(config, tmp_path, monkeypatch):
+    thinking = tmp_path / "thinking"
+    shutil.copytree(config.policy, thinking)
+    tokenizer = backbone.load_tokenizer(str(thinking))
+    tokenizer.chat_template += "{% if enable_thinking | default(true) %}????{% endif %}"
+    tokenizer.save_pretrained(thinking)
+    shown = set()
+    compute_loss = GRPOTrainer.compute_loss
+
+    def spy(trainer, model, inputs, *args, **kwargs):
+        shown.update(trainer._tokenizer.batch_decode(inputs["prompt_ids"]))
+        return compute_loss(trainer, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(GRPOTrainer, "compute_loss", spy)
+    short = replace(config, policy=str(thinking), steps=1, max_prompt_tokens=6)
+    run(short, tmp_path / "policy", rows=INSTRUCTIONS[:2])
+    assert shown
+    assert not any("?" in prompt for prompt in shown)
+
+
 def test_settings_that_do_not_fit_are_refused(config, tmp_path):
     with pytest.raises(ConfigError, match="multiple of --micro-batch"):
         run(replace(config, micro_batch=7), tmp_path / "policy")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tests.test_cli import DEMO, fails
 from tjd import prompts
 from tjd.config import TrainJudgeConfig
-from tjd.errors import DataError
+from tjd.errors import ConfigError, DataError
 from tjd.judge import ensemble
 from tjd.judge.prompt import VARIABLES
 from tjd.stages import sweep
@@ -89,6 +89,22 @@ def test_a_retraining_that_is_stopped_leaves_nothing_to_load(tiny_model_dir, tmp
         ensemble.load(tmp_path)
     assert train(other, tmp_path)[1] == {"structure", "semantic"}
     ensemble.load(tmp_path)
+
+
+def test_a_layer_that_is_not_there_costs_no_judges(tiny_model_dir, tmp_path):
+    train(settings(tiny_model_dir), tmp_path)
+    with pytest.raises(ConfigError, match="--layer must lie between 1 and 1 for this model, not 7"):
+        train(settings(tiny_model_dir, layer=(1, 7)), tmp_path)
+    ensemble.load(tmp_path)
+
+
+def test_the_threshold_that_is_told_is_the_one_that_is_stored(tiny_model_dir, tmp_path, caplog):
+    table = [row for row in rows() if row["split"] == "train" or row["followed"]]
+    manifest, _ = train(settings(tiny_model_dir, target_precision=0.5), tmp_path, table)
+    told = [record.getMessage() for record in caplog.records if "one class only" in record.getMessage()]
+    thresholds = [seat["threshold"] for seat in manifest["categories"].values()]
+    assert [line.rpartition(" ")[2] for line in told] == [f"{threshold:.3g}" for threshold in thresholds]
+    assert set(thresholds) != {0.5}
 
 
 def test_a_sweep_leaves_no_manifest_over_the_weights_it_copies(tiny_model_dir, tmp_path):

@@ -54,7 +54,7 @@ def test_the_smallest_set_leaves_out_what_another_covers(metric):
 
 
 def cell(value):
-    return Cell({"auroc": value}, {"auroc": np.full(3, value)}, 0.5, 1, 0, 0.5)
+    return Cell({"auroc": value}, {"auroc": np.full(3, value)}, 0.5, 1, 1, 0, 0.5)
 
 
 @given(st.dictionaries(st.tuples(st.sampled_from("abcd"), st.sampled_from("xyz")), st.floats(0, 1)))
@@ -85,6 +85,14 @@ def test_what_a_specialist_fails_on_is_counted():
     lost = [row for row in rows if row["judge"] == "style"]
     assert {(row["n"], row["n_invalid"], row["value"], row["prevalence"]) for row in lost} == {(0, 20, None, None)}
     assert {row["n_invalid"] for row in rows if row["judge"] != "style"} == {0}
+
+
+def test_a_single_query_gives_no_interval():
+    rows = [row | {"query_id": "one"} if row["split"] == "test" else row for row in table()]
+    found = transfer(rows, SPECIALISTS, TransferConfig())
+    assert {(row["low"], row["high"]) for row in found.metrics} == {(None, None)}
+    assert all(row["value"] is not None for row in found.metrics)
+    assert all(each.test.value >= 0.5 and np.isnan([each.test.low, each.test.high]).all() for each in found.best)
 
 
 def test_the_sets_of_many_specialists_are_not_searched():

@@ -1,6 +1,9 @@
 import pytest
 
-from tjd.stages.transfer_rl import divide, gains
+from tjd.config import SampleConfig
+from tjd.stages.sample import sample
+from tjd.stages.transfer_rl import as_rewarded, divide, gains
+from tjd.teacher import Completion
 
 
 def verdict(model, category, instruction, followed, score=0.5):
@@ -36,6 +39,18 @@ def test_an_instruction_with_several_responses_counts_once():
     [own] = [row for row in rows if (row["judge"], row["metric"]) == ("style", "soft_reward_gain") and row["n"]]
     assert own["n"] == 40
     assert own["value"] == pytest.approx((39 + 1 / 10) / 40 - 0.5)
+
+
+def test_a_silent_policy_is_judged_and_a_failed_call_is_not():
+    def ask(requests):
+        said = (Completion(" ", "policy", "stop"), Completion(None, "policy", error="down"))
+        yield from (completion for _, completion in zip(requests, said, strict=True))
+
+    row = {"instruction_id": "i", "query": "Go!", "instruction": "Go!"}
+    config = SampleConfig(model=("policy",), n=2, condition=("with_constraint",))
+    silent, failed = map(as_rewarded, sample(lambda: [row], [("policy", ask)], config))
+    assert (silent["response"], silent["error"]) == ("", None)
+    assert (failed["response"], failed["error"]) == (None, "down")
 
 
 def test_policies_are_tested_on_other_queries_than_they_are_trained_on():

@@ -17,6 +17,7 @@ from tjd.rewards import Verdict
 if TYPE_CHECKING:
     from tjd.stages.score import Scorer
     from tjd.tables import Row, Table
+    from tjd.teacher import Teacher
 
 SCORES = "scores.parquet"  # every response and verdict that the matrix rests on
 
@@ -69,6 +70,7 @@ def transfer_by_rl(
         METRICS of `tjd.stages.transfer_rl.gains`, and their provenance.
 
     Raises:
+        ConfigError: No judge covers a chosen category, the teacher cannot be asked, or the policy is called like a category.
         DataError: No category has instructions of its own both to train and to test on.
     """
     from tjd import backbone, tables
@@ -79,12 +81,18 @@ def transfer_by_rl(
     settings = rl_settings(config.rl_set)
     manifest = ensemble.read_manifest(judges)
     seed = manifest["config"]["seed"]  # the judges' own split: they have not seen the queries of the test either
+    for name in chosen["category"]:
+        require_known(name, manifest["categories"], "category of these judges")
     train, tests = transfer_rl.divide(rows, chosen["category"] or manifest["categories"], config.per_category, seed)
     if not train:
         raise DataError("no category that the judges cover has instructions of its own in the train and the test split")
     base = backbone.public_name(settings.policy)
+    if base in train:  # policies are told apart by name, and one trained on a category has the category's
+        raise ConfigError(f"the policy is called '{base}', as is a category to train on; rename its folder")
+    teacher = open_models("transfer", [config.teacher], BackendConfig())[0] if config.teacher else None
     digests = {"judges": tables.file_digest(judges / ensemble.MANIFEST)}
-    inputs = {name: digests | {"instructions": tables.text_id(table.digest, name, str(seed))} for name in train}
+    known_by = (table.digest, str(seed), *chosen["where"], str(chosen["limit"]))
+    inputs = {name: digests | {"instructions": tables.text_id(name, *known_by)} for name in train}
     for name in train:
         rl.require_startable(settings, runs / name, inputs[name])
     judge = ensemble.load(judges, device=settings.judge_device, dtype=settings.dtype, engine=settings.engine)
@@ -95,37 +103,37 @@ def transfer_by_rl(
             told = reward_lines(bars, settings.steps)
             rl.rl(own, settings, runs / name, score=judge.score, check=partial(verdict, checkers=None),
                   inputs=inputs[name], on_step=told)  # fmt: skip
-    responses = _responses(runs, list(train), tests, settings, config)
-    with _scorer(judge.score, config.teacher) as (teacher, scorer):
-        scored = list(score.score(responses, scorer))
+    sampled = _responses(runs, list(train), tests, settings, config)
+    with _scorer(judge.score, teacher) as scorer:
+        scored = list(score.score(map(transfer_rl.as_rewarded, sampled), scorer))
     schema = score.schema(tables.output_schema("responses", like=table.schema))
-    shown = {"teacher": teacher, "rl_set": as_dict(settings) | {"policy": base}}  # names, not paths
+    names = {"teacher": teacher.name if teacher else "", "rl_set": as_dict(settings) | {"policy": base}}  # not paths
     read = digests | {"instructions": table.digest}
-    source = tables.provenance("transfer", as_dict(config) | shown | dict(chosen), read, {})
+    source = tables.provenance("transfer", as_dict(config) | names | dict(chosen), read, {})
     tables.write_rows(scored, str(runs / SCORES), schema, source)
     return transfer_rl.gains(scored, base, soft_reward=settings.soft_reward, seed=seed), source
 
 
 @contextmanager
-def _scorer(judged: "Scorer", teacher: str) -> "Iterator[tuple[str, Scorer]]":
-    """The judges, or a teacher that is asked as `tjd label` asks it, by name."""
-    if not teacher:
-        yield "", judged
+def _scorer(judged: "Scorer", teacher: "Teacher | None") -> "Iterator[Scorer]":
+    """The judges, or a teacher that is asked as `tjd label` asks it."""
+    if teacher is None:
+        yield judged
         return
     from tjd import prompts
     from tjd.stages.eval_judge import asked
     from tjd.teacher.verdicts import VARIABLES
 
-    [model] = open_models("transfer", [teacher], BackendConfig())
     prompt, again = prompts.load("label.pointwise.v1", VARIABLES["pointwise"]), prompts.load("again.v1", ["reason"])
 
     def valid(rows: "Sequence[Mapping[str, Any]]") -> "list[Verdict]":
-        score = iter(asked(model.ask, model.name, prompt, again, "pointwise", ())([r for r in rows if r["response"]]))
-        return [next(score) if row["response"] else Verdict(None, error="no response") for row in rows]
+        ask = asked(teacher.ask, teacher.name, prompt, again, "pointwise", ())
+        score = iter(ask([row for row in rows if row["response"] is not None]))
+        return [next(score) if row["response"] is not None else Verdict(None, error="no response") for row in rows]
 
-    with closing(model):
-        yield model.name, valid
-    say(f"{model.name}: {used(model.usage)}")
+    with closing(teacher):
+        yield valid
+    say(f"{teacher.name}: {used(teacher.usage)}")
 
 
 def _responses(

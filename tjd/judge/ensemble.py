@@ -1,7 +1,7 @@
 """An ensemble of specialist judges: save, load, and score rows by category.
 
 On disk, `judges/` holds `manifest.json` (base model, prompt, verdict tokens, categories with their thresholds, training
-data and measured metrics), a folder of weights per specialist, `metrics.parquet` and `card.md`.
+data and measured metrics), a folder of weights per specialist, and `card.md`; `tjd train-judge` adds `metrics.parquet`.
 """
 
 import json

@@ -66,14 +66,13 @@ class Layer:
 def can_run(decoder: Any) -> bool:
     """Whether `forward` computes what the decoder computes, here and now."""
     layers = decoder.layers
-    if not _allowed or torch.is_grad_enabled() or not torch.backends.mkldnn.is_available() or not len(layers):
-        return False
     weight: torch.Tensor = decoder.embed_tokens.weight
+    if not _allowed or torch.is_grad_enabled() or not len(layers) or not _has_products(weight.dtype):
+        return False
     config = decoder.config
     rope = getattr(config, "rope_parameters", None) or {}
     return (
         weight.device.type == "cpu"
-        and weight.dtype in (torch.bfloat16, torch.float32)
         and getattr(config, "hidden_act", None) == "silu"
         and rope.get("partial_rotary_factor", 1.0) == 1.0
         and all(_is_plain(layer) for layer in layers)
@@ -101,11 +100,19 @@ def forward(decoder: Any, x_ND: torch.Tensor, position_N: torch.Tensor, attend: 
 def off() -> Iterator[None]:
     """Within the block no decoder is run this way: for measurements and checks."""
     global _allowed
-    _allowed = False
+    before, _allowed = _allowed, False
     try:
         yield
     finally:
-        _allowed = True
+        _allowed = before
+
+
+def _has_products(dtype: torch.dtype) -> bool:
+    """Whether oneDNN's fused products are there, switched on, and know this dtype; Arm's library has only some of them."""
+    if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
+        return False
+    known = dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return known and not torch.ops.mkldnn._is_mkldnn_acl_supported()
 
 
 def _is_plain(layer: Any) -> bool:

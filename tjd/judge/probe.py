@@ -70,6 +70,13 @@ def default_layers(n_layers: int) -> tuple[int, ...]:
     return tuple(sorted({min(n_layers - 1, max(1, round(n_layers * depth))) for depth in DEPTHS}))
 
 
+def require_layers(layers: Sequence[int], n_layers: int) -> None:
+    """Raise ConfigError for a layer that a model of so many layers lacks."""
+    for layer in layers:
+        if not 1 <= layer < n_layers:
+            raise ConfigError(f"--layer must lie between 1 and {n_layers - 1} for this model, not {layer}")
+
+
 def read(
     decoder: Any,
     judgements: Sequence[Encoded],
@@ -83,9 +90,7 @@ def read(
     Raises:
         ConfigError: The decoder has no such layer, or its attention is not that of token trees.
     """
-    n_layers = len(decoder.layers)
-    if not all(1 <= layer < n_layers for layer in layers):
-        raise ConfigError(f"--layer must lie between 1 and {n_layers - 1} for this model, not {max(layers)}")
+    require_layers(layers, len(decoder.layers))
     if not tree.fits(decoder):
         raise ConfigError("this model's attention is not one that --head probe can read; take --head verdict")
     done = 0
@@ -156,27 +161,28 @@ def fit(
         return float(loss), np.concatenate([slope, slope_K])
 
     flat = np.zeros(n_weights + n_parts)
+    directions_RF = None if basis_RF is None else basis_RF.double().numpy()
     found = []
     for strength in strengths:
         flat = minimize(
             objective, flat, (strength,), "L-BFGS-B", jac=True, options={"maxiter": 500, "ftol": 1e-9, "gtol": 1e-5}
         ).x
         weight_KR, bias_K = weights_of(flat)
-        weight_KF = weight_KR @ basis_RF.double().numpy() / np.asarray(scaler.scale_)
+        weight_KF = (weight_KR if directions_RF is None else weight_KR @ directions_RF) / np.asarray(scaler.scale_)
         bias_K = bias_K - weight_KF @ np.asarray(scaler.mean_)
         probes = zip(parts, weight_KF.astype(np.float32), bias_K.tolist(), strict=True)
         found.append({name: Probe(tuple(layers), weight_F, bias, strength) for name, weight_F, bias in probes})
     return found
 
 
-def _coordinates(features_NF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features as coordinates [N, R] in an orthonormal basis [R, F] of what they span.
+def _coordinates(features_NF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Features as coordinates [N, R] in an orthonormal basis [R, F] of what they span; null where they are their own.
 
     A regularised weight lies in that span, so nothing is lost, and with fewer rows than features a fit is much cheaper.
     """
     n_rows, n_features = features_NF.shape
     if n_rows >= n_features:
-        return features_NF, torch.eye(n_features)
+        return features_NF, None
     square_R, direction_NR = torch.linalg.eigh((features_NF @ features_NF.T).double())
     kept = square_R > 1e-7 * square_R[-1]
     length_R, direction_NR = square_R[kept].sqrt(), direction_NR[:, kept]

@@ -10,13 +10,13 @@ It relies on transformers' attention interface, hence on no architecture in part
 scaled dot products (soft caps, sliding windows) are found out by `fits`.
 """
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -26,6 +26,7 @@ from tjd.judge import fused
 from tjd.judge.prompt import Encoded
 
 ATTENTION = "tjd_tree"
+PADDING = 4  # places in attention per token of a batch's budget, at most
 RUNS = ("instruction", "response", "constraint")  # the runs of a judgement, in order
 
 Pool = Literal["last", "response_end", "instruction", "response", "constraint"]
@@ -73,6 +74,24 @@ class Tree:
         return replace(_moved(self, device), levels=tuple(_moved(level, device) for level in self.levels))
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a batch costs."""
+
+    n_tokens: int  # distinct ones
+    n_responses: int = 0
+    longest: int = 0  # tokens of a response with its constraints
+
+    def __add__(self, other: "Load") -> "Load":
+        """Both in one batch."""
+        longest = max(self.longest, other.longest)
+        return Load(self.n_tokens + other.n_tokens, self.n_responses + other.n_responses, longest)
+
+    def fits(self, budget: int) -> bool:
+        """Whether a budget of tokens allows for it."""
+        return self.n_tokens <= budget and self.n_responses * self.longest <= PADDING * budget
+
+
 @dataclass(slots=True)
 class Response:
     """A response's tokens, and the constraints it is judged by with the judgements that ask for them."""
@@ -84,6 +103,11 @@ class Response:
     def n_tokens(self) -> int:
         """Distinct tokens, those of the constraints included."""
         return len(self.ids) + sum(map(len, self.constraints))
+
+    @property
+    def load(self) -> Load:
+        """What it adds to a batch."""
+        return Load(self.n_tokens, 1, self.n_tokens)
 
 
 @dataclass(slots=True)
@@ -97,6 +121,14 @@ class Group:
     def n_tokens(self) -> int:
         """Distinct tokens."""
         return len(self.ids) + sum(response.n_tokens for response in self.responses)
+
+    @property
+    def load(self) -> Load:
+        """What it adds to a batch."""
+        return sum((response.load for response in self.responses), Load(len(self.ids)))
+
+
+Piece = TypeVar("Piece", Response, Group)
 
 
 def group(judgements: Sequence[Encoded]) -> list[Group]:
@@ -114,19 +146,15 @@ def group(judgements: Sequence[Encoded]) -> list[Group]:
 def batches(judgements: Sequence[Encoded], budget: int) -> Iterator[list[Group]]:
     """Groups of similar size, the largest first (so that memory peaks at once), of at most `budget` distinct tokens a batch.
 
-    A group above the budget is cut by responses; its instruction is then computed more than once.
+    A group above the budget is cut by responses; its instruction is then computed more than once. Attention pads the
+    responses of a batch to the longest of them: a batch is cut as well where that would exceed `PADDING` times the budget.
     """
-    parts = [part for whole in group(judgements) for part in _cut(whole, budget)]
-    batch: list[Group] = []
-    n_tokens = 0
-    for part in sorted(parts, key=lambda part: part.n_tokens, reverse=True):
-        if batch and n_tokens + part.n_tokens > budget:
-            yield batch
-            batch, n_tokens = [], 0
-        batch.append(part)
-        n_tokens += part.n_tokens
-    if batch:
-        yield batch
+    parts = [
+        Group(whole.ids, responses)
+        for whole in group(judgements)
+        for responses in _cut(_by_size(whole.responses), Load(len(whole.ids)), budget)
+    ]
+    yield from _cut(_by_size(parts), Load(0), budget)
 
 
 def select(groups: Sequence[Group], wanted: Set[int]) -> tuple[list[Group], torch.Tensor]:
@@ -422,14 +450,19 @@ def _starts(groups: Sequence[Group]) -> tuple[list[int], list[int]]:
     return starts[: len(groups)], starts[len(groups) :]
 
 
-def _cut(whole: Group, budget: int) -> Iterator[Group]:
-    part = Group(whole.ids, [])
-    n_tokens = len(whole.ids)
-    for response in whole.responses:
-        size = response.n_tokens
-        if part.responses and n_tokens + size > budget:
-            yield part
-            part, n_tokens = Group(whole.ids, []), len(whole.ids)
-        part.responses.append(response)
-        n_tokens += size
-    yield part
+def _by_size(pieces: Iterable[Piece]) -> list[Piece]:
+    return sorted(pieces, key=lambda piece: piece.n_tokens, reverse=True)
+
+
+def _cut(pieces: Iterable[Piece], start: Load, budget: int) -> Iterator[list[Piece]]:
+    """Cut pieces into batches, each as full as the budget allows beside what it starts with, and of one piece at least."""
+    batch: list[Piece] = []
+    load = start
+    for piece in pieces:
+        if batch and not (load + piece.load).fits(budget):
+            yield batch
+            batch, load = [], start
+        batch.append(piece)
+        load += piece.load
+    if batch:
+        yield batch

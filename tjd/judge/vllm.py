@@ -39,6 +39,9 @@ def require(manifest: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"--engine vllm reads verdict tokens, and these judges have the head '{manifest['head']}'; leave --engine out"
         )
+    if not manifest["full"] and manifest["config"]["lora_rank"] > RANKS[-1]:
+        rank = manifest["config"]["lora_rank"]
+        raise ConfigError(f"vLLM takes adapters of rank {RANKS[-1]} at most, and these have {rank}; leave --engine out")
     if find_spec("vllm") is None:
         raise ConfigError("--engine vllm needs the package vllm, which is not installed: pip install vllm")
 

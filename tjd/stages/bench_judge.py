@@ -9,6 +9,8 @@ import random
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +85,8 @@ def bench_judge(config: BenchJudgeConfig, on_round: Callable[[Row], None] = lamb
     n_tokens = sum(whole.n_tokens for whole in tree.group(judgements))
     contestants = {
         name: runner
-        for name, runner in _contestants(config, shape, device, dtype)
-        if name in (config.contestant or (name,))
+        for name, build in _contestants(config, shape, device, dtype)
+        if name in (config.contestant or (name,)) and (runner := build()) is not None
     }
     unknown = [name for name in config.contestant if name not in contestants]
     if unknown:
@@ -153,44 +155,71 @@ def matrix_peak(device: str, dtype: torch.dtype, seconds: float = 1.0) -> float:
 
 def _contestants(
     config: BenchJudgeConfig, shape: PretrainedConfig, device: str, dtype: torch.dtype
-) -> Iterator[tuple[str, Runner]]:
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(shape, dtype=dtype)
-    model = model.to_empty(device=device).eval()
-    _fill(model)
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
-    weight_D = (head.weight[5] - head.weight[6]).float()
-    n_layers = len(decoder.layers)
+) -> Iterator[tuple[str, Callable[[], Runner | None]]]:
+    """Each contestant's name, and what builds it: null where a package is missing. One that is left out takes no memory."""
 
-    def specialist(name: str, first_layer: int, *, reads_trunk: bool = False) -> Specialist:
-        layers = torch.nn.ModuleList() if reads_trunk else tree.copied_layers(decoder, first_layer)
-        return Specialist(
-            name, decoder, first_layer, layers, torch.nn.Identity() if reads_trunk else decoder.norm, weight_D
-        )
+    @cache
+    def model() -> Any:
+        return _random(AutoModelForCausalLM, shape, device, dtype)
 
-    one = Specialist("one", decoder, 0, decoder.layers, decoder.norm, weight_D)
-    top = [specialist(f"top {k}", n_layers - config.top_layers) for k in range(config.constraints)]
-    probes = [specialist(f"probe {k}", config.probe_layer, reads_trunk=True) for k in range(config.constraints)]
+    @cache
+    def classifier() -> Any:
+        return _random(AutoModelForSequenceClassification, _with_labels(shape), device, dtype)
+
+    def judges(n: int, first_layer: int, *, own: bool) -> list[Specialist]:
+        """Specialists with copies of the layers from one on, or that read what enters it."""
+        decoder, head = model().get_decoder(), model().get_output_embeddings()
+        weight_D = (head.weight[5] - head.weight[6]).float()
+        norm = decoder.norm if own else torch.nn.Identity()
+        return [
+            Specialist(
+                f"judge {k}",
+                decoder,
+                first_layer,
+                tree.copied_layers(decoder, first_layer) if own else torch.nn.ModuleList(),
+                norm,
+                weight_D,
+            )
+            for k in range(n)
+        ]
+
+    def one() -> Specialist:
+        [judge] = judges(1, 0, own=False)
+        return replace(judge, layers=judge.decoder.layers, norm=judge.decoder.norm)
 
     def trees(judges: Sequence[Specialist]) -> Runner:
         return lambda js: list(score(judges, js, [i % len(judges) for i in range(len(js))], budget=config.budget))
 
-    yield "tjd, one judge", trees([one])
-    if config.constraints > 1:
-        yield f"tjd, {config.constraints} judges, top {config.top_layers} layers", trees(top)
-    yield f"tjd, probes of layer {config.probe_layer}", trees(probes)
+    def unfused() -> Runner:
+        run = trees([one()])
+        return lambda js: _unfused(run, js)
+
+    def plain() -> Runner:
+        judge = one()
+        return lambda js: list(score_plain(judge, js, budget=config.budget))
+
+    n = config.constraints
+    first_own = shape.get_text_config().num_hidden_layers - config.top_layers
+    yield "tjd, one judge", lambda: trees([one()])
+    if n > 1:
+        yield f"tjd, {n} judges, top {config.top_layers} layers", lambda: trees(judges(n, first_own, own=True))
+    yield f"tjd, probes of layer {config.probe_layer}", lambda: trees(judges(n, config.probe_layer, own=False))
     if device == "cpu":
-        yield "tjd, one judge, transformers' layers", lambda js: _unfused(trees([one]), js)
-    yield "tjd without trees", lambda js: list(score_plain(one, js, budget=config.budget))
-    yield "transformers, batches of 8", lambda js: _in_batches(model, js, device)
+        yield "tjd, one judge, transformers' layers", unfused
+    yield "tjd without trees", plain
+    yield "transformers, batches of 8", lambda: partial(_in_batches, model(), device=device)
+    yield "TRL's reward model path", lambda: partial(_classified, classifier(), device=device)
+    yield "generative judge, 16 tokens", lambda: partial(_generated, model(), device=device)
+    yield "sentence-transformers CrossEncoder", lambda: _cross_encoder(classifier)
+
+
+def _random(auto: Any, shape: PretrainedConfig, device: str, dtype: torch.dtype) -> Any:
+    """A model of random weights."""
     with torch.device("meta"):
-        classifier: Any = AutoModelForSequenceClassification.from_config(_with_labels(shape), dtype=dtype)
-    classifier = classifier.to_empty(device=device).eval()
-    _fill(classifier)
-    yield "TRL's reward model path", lambda js: _classified(classifier, js, device)
-    yield "generative judge, 16 tokens", lambda js: _generated(model, js, device)
-    if (encoder := _cross_encoder(classifier, config)) is not None:
-        yield "sentence-transformers CrossEncoder", encoder
+        model = auto.from_config(shape, dtype=dtype)
+    model = model.to_empty(device=device).eval()
+    _fill(model)
+    return model
 
 
 def _unfused(run: Runner, judgements: Sequence[Encoded]) -> None:
@@ -233,8 +262,8 @@ def _generated(model: Any, judgements: Sequence[Encoded], device: str) -> None:
         )
 
 
-def _cross_encoder(classifier: Any, config: BenchJudgeConfig) -> Runner | None:
-    """sentence-transformers on the same classifier, fed texts; needs the embedded tokenizer and the package."""
+def _cross_encoder(build: Callable[[], Any]) -> Runner | None:
+    """sentence-transformers on the classifier that is built, fed texts; needs the embedded tokenizer and the package."""
     try:
         from sentence_transformers import CrossEncoder  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -245,6 +274,7 @@ def _cross_encoder(classifier: Any, config: BenchJudgeConfig) -> Runner | None:
         tokenizer = backbone.load_tokenizer(backbone.EMBEDDED)
     except ConfigError:
         return None
+    classifier = build()
     if len(tokenizer) > classifier.config.vocab_size:
         return None
     with tempfile.TemporaryDirectory() as folder:

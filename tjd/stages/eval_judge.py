@@ -195,7 +195,7 @@ def _compare(
             {"judge": name, "metric": metric, "threshold": threshold, **plain(found), **shared}
             for metric, found in judge_estimates(values[name], n_queries[name]).items()
         )
-        bins = reliability(truth_N, scores_N, weights_RN)
+        bins = reliability(truth_N, scores_N, weights_RN, query_ids)
         out.reliability.extend({"judge": name, "category": category, **row} for row in bins)
     first, *others = scored
     for other in others:

@@ -49,6 +49,7 @@ FREE = (
     *("steps", "save_every", "micro_batch", "activation_checkpointing", "vllm_memory", "max_false_accept"),
     *("judge_device", "engine", "overlap"),
 )
+TEMPLATE = {"enable_thinking": False}  # as the policy is sampled and judged elsewhere
 SAME_SPREAD = 1e-6  # rewards closer than this are equal: they are float32
 
 STEP_METRICS = pa.schema(
@@ -295,7 +296,9 @@ def _passes(n: int, seed: int) -> Iterator[int]:
 
 
 def _n_tokens(tokenizer: PreTrainedTokenizerBase, prompt: list[Row]) -> int:
-    encoded: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
+    encoded: Any = tokenizer.apply_chat_template(
+        prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **TEMPLATE
+    )
     return len(encoded["input_ids"])
 
 
@@ -344,6 +347,7 @@ def _arguments(config: RlConfig, out: Path, device: str, *, autocast: bool) -> G
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=responses // micro_batch,
         num_generations=config.group_size,
+        chat_template_kwargs=TEMPLATE,
         max_completion_length=config.max_response_tokens,
         temperature=config.temperature,
         top_p=config.top_p,

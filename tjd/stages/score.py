@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from tjd import tables
 from tjd.rewards import Verdict
+from tjd.splits import soft
 from tjd.tables import Row
 
 WINDOW = 1024  # rows whose pairs go to the judges together: enough to sort by length, few enough to keep memory flat
@@ -31,7 +32,7 @@ def score(rows: Iterable[Row], scorer: Scorer) -> Iterator[Row]:
     rows = iter(rows)
     while taken := list(islice(rows, WINDOW)):
         pairs = (pair for row in taken for pair in tables.one_per_constraint(row))
-        window = [_named(pair) for pair in pairs if pair.get("kind") != "rule"]
+        window = [_named(pair) for pair in pairs if soft(pair)]
         verdicts = iter(scorer([pair for pair in window if _missing(pair) is None]))
         for pair in window:
             missing = _missing(pair)

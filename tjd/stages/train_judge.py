@@ -97,7 +97,8 @@ def train_judge(
 
     Raises:
         DataError: A category has rows of one class only, or none; or a query is on two sides of the split.
-        ConfigError: An unknown category, a base that cannot have this head, or one whose verdicts are not single tokens.
+        ConfigError: An unknown category, a base that cannot have this head or lacks a layer, or one whose verdicts are not
+            single tokens.
         TrainingError: The loss is not finite.
     """
     labelled = [row for row in rows if usable(row)]
@@ -112,6 +113,8 @@ def train_judge(
     swapped = swaps.negatives(by_split["train"], config.swap, seed=config.seed)
     by_split["train"] += probes + swapped  # after balancing: what was evened out are real responses
     classify.require_base(config.base, config.head)
+    if config.head == "probe":
+        probe.require_layers(config.layer, backbone.load_config(config.base).get_text_config().num_hidden_layers)
     encoder = ensemble.make_encoder(config.base, prompt, config)
     verdicts = None if isinstance(encoder, Pairs) else verdict_ids(encoder.tokenizer)
     out.mkdir(parents=True, exist_ok=True)
@@ -441,7 +444,7 @@ def _seat(specialist: str, category: str, validation: Sequence[Row], config: Tra
         measured = {metric: _plain(found) for metric, found in judge_estimates(values, n_queries).items()}
         raw_error = float(judge_metrics(truth_N, raw_N, chosen.threshold, weights_RN[:1])["ece"][0])
     else:
-        log.warning("validation has one class only for '%s': its threshold stays at 0.5", category)
+        log.warning("validation has one class only for '%s': its threshold is %.3g", category, chosen.threshold)
     return {
         "specialist": specialist,
         "temperature": chosen.temperature,

@@ -51,6 +51,7 @@ class Cell(NamedTuple):
     test: dict[str, np.ndarray]  # metric -> [R], see `judge_metrics`
     threshold: float  # chosen on validation rows of the category tested on
     n: int
+    n_queries: int  # that these rows belong to
     n_invalid: int
     prevalence: float | None  # null where it failed on every row
 
@@ -113,8 +114,10 @@ def best_sets(cells: Mapping[tuple[str, str], Cell], metric: str, target: float)
             values = [_on_validation(cells[name, category], metric) for category, name in assigned.items()]
             candidates.append((min(values), sum(values), chosen, assigned))
         worst, _, chosen, assigned = max(candidates, key=lambda candidate: candidate[:2])
-        tested_CR = np.array([cells[name, category].test[metric] for category, name in assigned.items()])
-        yield Best(chosen, assigned, worst, worst >= target, estimate(tested_CR.min(axis=0)))
+        taken = [cells[name, category] for category, name in assigned.items()]
+        worst_R = np.array([cell.test[metric] for cell in taken]).min(axis=0)
+        found = estimate(worst_R, min(cell.n_queries for cell in taken))
+        yield Best(chosen, assigned, worst, worst >= target, found)
 
 
 def smallest(best: Sequence[Best]) -> Best | None:
@@ -146,6 +149,7 @@ def _cell(
         judge_metrics(truth["test"], values["test"], threshold, weights_RN[:, valid["test"]]),
         threshold,
         int(valid["test"].sum()),
+        len({row["query_id"] for row, kept in zip(parts["test"], valid["test"], strict=True) if kept}),
         int(of["test"].sum() - valid["test"].sum()),
         float(truth["test"].mean()) if len(truth["test"]) else None,
     )
@@ -157,7 +161,7 @@ def _rows(trained: str, tested: str, cell: Cell) -> Iterable[Row]:
             "judge": trained,
             "category": tested,
             "metric": metric,
-            **plain(estimate(cell.test[metric])),
+            **plain(estimate(cell.test[metric], cell.n_queries)),
             "n": cell.n,
             "n_invalid": cell.n_invalid,
             "prevalence": cell.prevalence,

@@ -13,6 +13,7 @@ from tjd.config import SoftReward
 from tjd.metrics import estimate, plain, resample_weights
 from tjd.splits import split_of
 from tjd.tables import Row
+from tjd.teacher import reading
 
 REWARD, GAIN = "soft_reward", "soft_reward_gain"
 
@@ -36,6 +37,11 @@ def divide(
     kept = [name for name in categories if parts[name, False] and parts[name, True]]
     tests = [row for name in kept for row in parts[name, True][: per_category or None]]
     return {name: parts[name, False] for name in kept}, tests
+
+
+def as_rewarded(response: Row) -> Row:
+    """A response as training would judge it: a policy that says nothing has failed its instruction, not the measurement."""
+    return response | {"response": "", "error": None} if response["error"] == reading.SILENT else response
 
 
 def gains(scored: Sequence[Row], base: str, *, soft_reward: SoftReward = "verdict", seed: int = 0) -> list[Row]:
