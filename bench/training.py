@@ -84,7 +84,9 @@ def main() -> None:
     config = TrainJudgeConfig(
         base=options.base, epochs=options.epochs, batch_size=options.batch_size, lora_layers=options.layers
     )
-    table = tables.open_table(options.labels, "labels", need=("query_id", "query", "constraint", "response", "followed"))
+    table = tables.open_table(
+        options.labels, "labels", need=("query_id", "query", "constraint", "response", "followed")
+    )
     usable = [row for row in table.rows() if row["followed"] is not None]
     queries = sorted({row["query_id"] for row in usable})
     place = {query_id: place for place, query_id in enumerate(random.Random(0).sample(queries, len(queries)))}
