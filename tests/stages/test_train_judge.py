@@ -73,7 +73,7 @@ def test_a_specialist_without_others_has_the_base_itself(tiny_model_dir, tmp_pat
     assert [scores[index] for index in range(len(table))] == pytest.approx([row["score"] for row in known], abs=1e-5)
 
 
-def test_a_base_folder_with_other_weights_is_another(tiny_model_dir, tmp_path):
+def test_a_base_folder_with_other_weights_or_another_template_is_another(tiny_model_dir, tmp_path):
     from tests.conftest import build_model
 
     base = tmp_path / "base"
@@ -81,6 +81,11 @@ def test_a_base_folder_with_other_weights_is_another(tiny_model_dir, tmp_path):
     assert train(settings(base), tmp_path / "judges")[1] == set(CATEGORIES)
     assert train(settings(base), tmp_path / "judges")[1] == set()
     build_model(base, seed=1)
+    assert train(settings(base), tmp_path / "judges")[1] == set(CATEGORIES)
+    (base / "README.md").touch()
+    assert train(settings(base), tmp_path / "judges")[1] == set()
+    with (base / "chat_template.jinja").open("a") as template:
+        template.write("{# asks as before #}")
     assert train(settings(base), tmp_path / "judges")[1] == set(CATEGORIES)
 
 
