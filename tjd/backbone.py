@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-WEIGHTS = (".safetensors", ".bin")
+OF_A_MODEL = (".json", ".jinja", ".txt", ".model", ".safetensors", ".bin")  # configuration, tokenizer and weights
 EMBEDDED = "embedded"
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 EMBEDDED_GGUF = f"{EMBEDDED_NAME}.Q4_1.gguf"
@@ -53,11 +53,11 @@ def resolve(name: str) -> str:
 
 
 def digest(name: str) -> str | None:
-    """SHA-256 of the configuration and weights where a model is a folder, whose content may change; else null."""
+    """SHA-256 of configuration, tokenizer and weights where a model is a folder, whose content may change; else null."""
     if not Path(name).expanduser().is_dir():
         return None
     folder = Path(resolve(name))
-    files = sorted(path for path in folder.iterdir() if path.name == "config.json" or path.suffix in WEIGHTS)
+    files = sorted(path for path in folder.iterdir() if path.suffix in OF_A_MODEL and path.is_file())
     found = [(path.name, (at := path.stat()).st_size, at.st_mtime_ns) for path in files]
     return hashlib.sha256("".join(_content(folder / name, *seen) for name, *seen in found).encode()).hexdigest()
 

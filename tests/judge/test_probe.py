@@ -1,3 +1,4 @@
+import json
 import random
 
 import numpy as np
@@ -41,7 +42,9 @@ def judges(tiny_model_dir, tmp_path_factory):
     config = TrainJudgeConfig(base=str(tiny_model_dir), head="probe", dtype="float32")
     table = [*rows(300, 0, "train"), *rows(60, 1, "validation")]
     prompt = prompts.load("judge.v1", VARIABLES)
-    manifest = train_judge(table, load_taxonomy(), prompt, config, out, data_digest="x")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(ensemble, "raw_scores")  # the states are read once
+        manifest = train_judge(table, load_taxonomy(), prompt, config, out, data_digest="x")
     return out, manifest
 
 
@@ -56,6 +59,17 @@ def test_probes_learn_and_are_scored_as_they_were_fitted(judges):
     judgements = [ensemble_.encoder(row) for row in test[:10]]
     alone = dict(score_plain(ensemble_.specialists[0], judgements))
     assert dict(score(ensemble_.specialists, judgements, [0] * 10)) == pytest.approx(alone, abs=1e-4)
+
+
+def test_probes_are_calibrated_by_the_scores_that_they_give(judges):
+    out, _ = judges
+    loaded = ensemble.load(out, dtype="float32")
+    for place, judge in enumerate(loaded.specialists):
+        table = [row for row in rows(60, 1, "validation") if row["category"] == judge.name]
+        whose = [place] * len(table)
+        scores = dict(ensemble.raw_scores(loaded.specialists, [loaded.encoder(row) for row in table], whose))
+        known = [row["score"] for row in json.loads((out / judge.name / ensemble.RECORD).read_text())["validation"]]
+        assert [scores[index] for index in range(len(table))] == pytest.approx(known, abs=1e-4)
 
 
 def test_every_layer_and_strength_tried_is_in_the_history(judges):

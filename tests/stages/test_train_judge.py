@@ -1,5 +1,6 @@
 """What a run trains, keeps and leaves behind when it is resumed, stopped or damaged."""
 
+import json
 import random
 import shutil
 
@@ -59,7 +60,20 @@ def test_a_specialist_of_other_categories_is_another(tiny_model_dir, tmp_path):
     assert train(config, tmp_path)[1] == {"all"}
 
 
-def test_a_base_folder_with_other_weights_is_another(tiny_model_dir, tmp_path):
+@pytest.mark.parametrize("lora_layers", [0, 1])
+def test_a_specialist_without_others_has_the_base_itself(tiny_model_dir, tmp_path, lora_layers):
+    only = {"layout": "1-for-all", "head": "verdict", "epochs": 1, "learning_rate": 1e-2, "lora_layers": lora_layers}
+    train(settings(tiny_model_dir, **only), tmp_path)
+    loaded = ensemble.load(tmp_path, dtype="float32")
+    [judge] = loaded.specialists
+    assert judge.layers[-1] is judge.decoder.layers[-1]  # no copy
+    table = [row for row in rows() if row["split"] == "validation"]
+    scores = dict(ensemble.raw_scores([judge], [loaded.encoder(row) for row in table], [0] * len(table)))
+    known = json.loads((tmp_path / "all" / ensemble.RECORD).read_text())["validation"]
+    assert [scores[index] for index in range(len(table))] == pytest.approx([row["score"] for row in known], abs=1e-5)
+
+
+def test_a_base_folder_with_other_weights_or_another_template_is_another(tiny_model_dir, tmp_path):
     from tests.conftest import build_model
 
     base = tmp_path / "base"
@@ -67,6 +81,11 @@ def test_a_base_folder_with_other_weights_is_another(tiny_model_dir, tmp_path):
     assert train(settings(base), tmp_path / "judges")[1] == set(CATEGORIES)
     assert train(settings(base), tmp_path / "judges")[1] == set()
     build_model(base, seed=1)
+    assert train(settings(base), tmp_path / "judges")[1] == set(CATEGORIES)
+    (base / "README.md").touch()
+    assert train(settings(base), tmp_path / "judges")[1] == set()
+    with (base / "chat_template.jinja").open("a") as template:
+        template.write("{# asks as before #}")
     assert train(settings(base), tmp_path / "judges")[1] == set(CATEGORIES)
 
 

@@ -7,7 +7,7 @@ data and measured metrics), a folder of weights per specialist, and `card.md`; `
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -250,7 +250,8 @@ def _decoders(
                 if manifest["head"] == "probe":
                     specialists.append(probe.load(folder / name, name, base.get_decoder()))
                     continue
-                with own_copy(base, first_layer), backbone.without_peft_noise():
+                alone = len(manifest["specialists"]) == 1  # then it may have the base itself
+                with nullcontext() if alone else own_copy(base, first_layer), backbone.without_peft_noise():
                     model = PeftModel.from_pretrained(base, str(folder / name))
                     specialists.append(merged(model, name, first_layer, verdicts))
     return specialists

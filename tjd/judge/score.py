@@ -72,9 +72,10 @@ def score(
         if not tree.fits(decoder):
             yield from _score_each(specialists, judgements, of_decoder, whose, budget)
             continue
+        theirs = [whose[index] for index in of_decoder]
         for groups in tree.batches([judgements[index] for index in of_decoder], budget):
             with torch.inference_mode():
-                for place, probability in _score_batch(decoder, specialists, groups, [whose[i] for i in of_decoder]):
+                for place, probability in _score_batch(decoder, specialists, groups, theirs):
                     yield of_decoder[place], probability
 
 

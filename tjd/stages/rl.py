@@ -49,7 +49,7 @@ FREE = (
     *("steps", "save_every", "micro_batch", "activation_checkpointing", "vllm_memory", "max_false_accept"),
     *("judge_device", "engine", "overlap"),
 )
-TEMPLATE = {"enable_thinking": False}  # as the policy is sampled and judged elsewhere
+TEMPLATE: dict[str, Any] = {"enable_thinking": False}  # as the policy is sampled and judged elsewhere
 SAME_SPREAD = 1e-6  # rewards closer than this are equal: they are float32
 
 STEP_METRICS = pa.schema(
@@ -204,10 +204,10 @@ def _require_possible(config: RlConfig) -> None:
 
 
 def _provenance(config: RlConfig, inputs: Mapping[str, str]) -> Row:
-    folder = Path(backbone.resolve(config.policy))
     settings = as_dict(config) | {"policy": backbone.public_name(config.policy), "learning_rate": config.rate}
-    weights = {"policy": tables.file_digest(folder)} if folder.is_dir() else {}
-    return tables.provenance("rl", settings, {**weights, **inputs}, {})
+    digest = backbone.digest(backbone.resolve(config.policy))
+    policy = {"policy": digest} if digest else {}
+    return tables.provenance("rl", settings, {**policy, **inputs}, {})
 
 
 def _require_own(out: Path, run: Row) -> None:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
+from scipy.special import expit
 
 from tjd import __version__, backbone, taxonomy
 from tjd.calibration import calibrate, tempered
@@ -59,7 +60,14 @@ CALIBRATION = ("target_precision", "abstain")  # chosen after training: other va
 
 OnStep = Callable[[str, Mapping[str, Any]], None]
 Plan = Mapping[str, Sequence[str]]  # specialist -> the categories it judges
-Trained = tuple[Specialist | Classifier, list[Row]]  # and its history
+
+
+class Trained(NamedTuple):
+    """A specialist that is saved."""
+
+    specialist: Specialist | Classifier
+    history: list[Row]
+    scores_N: Sequence[float]  # P(followed) of its validation rows, not yet calibrated
 
 
 class Parts(NamedTuple):
@@ -129,14 +137,13 @@ def train_judge(
         for name, members in todo.items()
     }
     train = {"verdict": _train_verdicts, "probe": _train_probes, "encoder": _train_encoders}[config.head]
-    for specialist, history in train(parts, encoder, config, out, on_step) if todo else ():
-        examples = parts[specialist.name].validation
+    for specialist, history, scores_N in train(parts, encoder, config, out, on_step) if todo else ():
         record = {
             "fingerprint": current[specialist.name],
             "first_layer": specialist.first_layer,
             "below": getattr(specialist, "below", ()),
             "history": history,
-            "validation": _validation(specialist, examples),
+            "validation": _validation(parts[specialist.name].validation, scores_N),
         }
         (out / specialist.name / ensemble.RECORD).write_text(json.dumps(record, indent=1))
     records = {name: json.loads((out / name / ensemble.RECORD).read_text()) for name in plan}
@@ -334,7 +341,8 @@ def _train_verdicts(
             history = fit(model, part.train, part.validation, verdicts, config, report)
             with _new_folder(out / name) as folder:
                 model.save_pretrained(folder)
-            yield merged(model, name, first_layer, verdicts), [{"specialist": name, **row} for row in history]
+            judge = merged(model, name, first_layer, verdicts)
+            yield Trained(judge, [{"specialist": name, **row} for row in history], _scores(judge, part.validation))
 
 
 def _train_encoders(
@@ -347,7 +355,8 @@ def _train_encoders(
         history = classify.fit(classifier, part.train, part.validation, config, partial(on_step, name))
         with _new_folder(out / name) as folder:
             classifier.model.save_pretrained(folder)
-        yield classifier, [{"specialist": name, **row} for row in history]
+        history = [{"specialist": name, **row} for row in history]
+        yield Trained(classifier, history, _scores(classifier, part.validation))
 
 
 def _train_probes(
@@ -364,21 +373,24 @@ def _train_probes(
 
     features_NF = probe.read(decoder, [example.encoded for example in examples], layers, read)
     place = 0
-    chosen: list[dict[str, probe.Part]] = [{}, {}]
+    train: dict[str, probe.Part] = {}
+    validation: dict[str, probe.Part] = {}
     for name, part in parts.items():
-        for which, rows in enumerate((part.train, part.validation)):
+        for chosen, rows in ((train, part.train), (validation, part.validation)):
             weights = class_weights(rows)
-            chosen[which][name] = probe.Part(
+            chosen[name] = probe.Part(
                 np.arange(place, place + len(rows)),
                 np.array([example.followed for example in rows], dtype=bool),
                 np.array([weights[example.category, example.followed] for example in rows], dtype=float),
             )
             place += len(rows)
-    probes, tried = probe.choose(layers, features_NF, *chosen, share=config.share)
+    probes, tried = probe.choose(layers, features_NF, train, validation, config.share)
     for name, found in probes.items():
         with _new_folder(out / name) as folder:
             found.save(folder)
-        yield probe.load(out / name, name, decoder), [{"specialist": name, **row} for row in tried]
+        scores_N = expit(found.logits(validation[name].of(features_NF)))
+        history = [{"specialist": name, **row} for row in tried]
+        yield Trained(probe.load(out / name, name, decoder), history, scores_N.tolist())
 
 
 def _seed(config: TrainJudgeConfig, specialist: str) -> None:
@@ -408,17 +420,21 @@ def _new_folder(target: Path) -> Iterator[Path]:
     incomplete.rename(target)
 
 
-def _validation(specialist: Specialist | Classifier, examples: Sequence[Example]) -> list[Row]:
-    """The raw scores of the validation rows, kept so that another calibration needs no other training."""
+def _scores(specialist: Specialist | Classifier, examples: Sequence[Example]) -> list[float]:
     scores = dict(ensemble.raw_scores([specialist], [example.encoded for example in examples], [0] * len(examples)))
+    return [scores[index] for index in range(len(examples))]
+
+
+def _validation(examples: Sequence[Example], scores_N: Sequence[float]) -> list[Row]:
+    """The raw scores of the validation rows, kept so that another calibration needs no other training."""
     return [
         {
             "category": example.category,
             "query_id": example.query_id,
             "followed": example.followed,
-            "score": scores[index],
+            "score": score,
         }
-        for index, example in enumerate(examples)
+        for example, score in zip(examples, scores_N, strict=True)
     ]
 
 

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tjd import backbone, tables
+from tjd import backbone
 from tjd.config import BackendConfig
 from tjd.errors import BackendError, ConfigError
 from tjd.teacher import Again, Completion, Request, Spoken, Usage, follow_up, merged
@@ -44,14 +44,12 @@ class Local:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the weights' folder; of the commit, for a model from the hub."""
-        return self._weights_digest
+        """SHA-256 of the model's files; of the commit, for a model from the hub."""
+        return self._digest
 
     @cached_property
-    def _weights_digest(self) -> str:
-        if Path(self._model).is_dir():
-            return tables.file_digest(self._model)
-        return hashlib.sha256(_commit(self._model).encode()).hexdigest()
+    def _digest(self) -> str:
+        return backbone.digest(self._model) or hashlib.sha256(_commit(self._model).encode()).hexdigest()
 
     @cached_property
     def _ledger(self) -> Ledger:
