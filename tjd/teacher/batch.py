@@ -30,7 +30,7 @@ from tjd.errors import BackendError, ConfigError
 from tjd.teacher import Again, Completion, Request, follow_up, merged
 from tjd.teacher.budget import FREE, Budget
 from tjd.teacher.jobs import Job, Jobs
-from tjd.teacher.remote import FAILURES_IN_A_ROW, Remote, Trouble, may_pass, understood
+from tjd.teacher.remote import FAILURES_IN_A_ROW, Remote, Trouble, may_pass, one_line, understood
 
 PROVIDERS = ("openai", "hosted_vllm")  # reached with OpenAI's protocol; litellm's others are not tried here
 JOBS_AT_ONCE = 2  # so many times `job_size` requests are held in memory, with their completions: some 4 KB each
@@ -267,9 +267,11 @@ class Batch(Remote):
             response = row.get("response") or {}
             status, body = response.get("status_code"), response.get("body") or {}
             if status == 200:
+                if not body.get("choices"):  # litellm would make an empty answer of it, to be kept for good
+                    raise ValueError("the reply has no choices")
                 return self._completion(self._litellm.ModelResponse(**body))
             error = row.get("error") or body.get("error") or {}
-            code, said = error.get("code"), " ".join(str(error.get("message") or "no message").split())[:200]
+            code, said = error.get("code"), one_line(error.get("message") or "")
             retry = code == "batch_expired" if status is None else may_pass(status)
             return Failure(f"the call failed: {status or code}: {said}", retry)
         except Exception as exc:  # a server's garbage, as in `Remote`
@@ -316,7 +318,7 @@ def _end_of(batch: Any) -> Failure:
     if batch.status == "completed":
         return Failure("the batch job completed without this request", retry=True)
     errors = getattr(batch.errors, "data", None) or []
-    said = "; ".join(" ".join(str(error.message).split()) for error in errors[:3])[:200]
+    said = one_line("; ".join(str(error.message) for error in errors[:3])) if errors else ""
     ended = f"the batch job {'was ' if batch.status == 'cancelled' else ''}{batch.status}"
     is_full = any(error.code == QUEUE_FULL for error in errors)
     return Failure(f"{ended}: {said}" if said else ended, retry=batch.status == "expired" or is_full)
