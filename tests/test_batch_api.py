@@ -103,6 +103,15 @@ def test_a_table_is_labelled_by_one_job_at_half_the_price(server, responses, tmp
     assert again.read_bytes() == out.read_bytes()
 
 
+def test_what_a_job_brought_can_be_exported_and_repeated(server, responses, tmp_path):
+    server.script = lambda body, before: Reply("Yes" if number(body) < 5 else "No")
+    out, recording, again = (tmp_path / f"{name}.parquet" for name in ("labels", "recording", "again"))
+    tjd(*label(responses, out))
+    assert tjd("cache", "export", "--model", SERVED, "-o", recording).stderr.startswith("cache export: 9 rows -> ")
+    tjd("label", responses, "-t", f"recorded:{recording}", "-o", again)
+    assert verdicts(again) == verdicts(out)
+
+
 def test_files_are_of_bounded_size_and_equal_requests_go_out_once(server, responses, tmp_path):
     out = tmp_path / "labels.parquet"
     rows = tables.open_table(str(responses), "responses").read().to_pylist()

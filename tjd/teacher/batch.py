@@ -97,7 +97,7 @@ class Batch(Remote):
         for attempt in range(self._config.retries + 1):
             self.usage.retries += len(wanted) if attempt else 0
             for job, batch in self._ended(self._submitted(wanted, outcomes)):
-                for key, fate in self._read(job, batch):
+                for key, fate in self._read(job, batch, asked):
                     if isinstance(fate, Completion):
                         outcomes[key] = fate
                     else:
@@ -106,7 +106,7 @@ class Batch(Remote):
             if not wanted:
                 break
         failed = {key: Completion(None, self.name, error=failures[key].reason) for key in asked if key not in outcomes}
-        self._ledger.enter_keyed(list(failed.items()))
+        self._ledger.enter_keyed(failed.items(), asked)
         outcomes |= failed
         return [outcomes[key] for key in keys]
 
@@ -224,7 +224,9 @@ class Batch(Remote):
         )
         return BackendError(f"{self.name}: {trouble.what}; batch job {job.job} of {since} {advice}")
 
-    def _read(self, job: Job, batch: Any) -> Iterator[tuple[bytes, Completion | Failure]]:
+    def _read(
+        self, job: Job, batch: Any, asked: Mapping[bytes, Request]
+    ) -> Iterator[tuple[bytes, Completion | Failure]]:
         """What became of each request of a job that has ended; completions are in the cache before the job is forgotten."""
         if batch.status != "completed":
             logger.warning("%s: batch job %s: %s", self.name, job.job, _end_of(batch).reason)
@@ -233,7 +235,8 @@ class Batch(Remote):
         while some := list(islice(fates, SLICE)):
             some = {key: fate for key, fate in some if key in missing}
             missing -= some.keys()
-            self._ledger.enter_keyed([(key, fate) for key, fate in some.items() if isinstance(fate, Completion)])
+            completions = [(key, fate) for key, fate in some.items() if isinstance(fate, Completion)]
+            self._ledger.enter_keyed(completions, asked)
             yield from some.items()
         self._jobs.close(job)
         yield from dict.fromkeys(missing, _end_of(batch)).items()
