@@ -103,6 +103,15 @@ def test_a_table_is_labelled_by_one_job_at_half_the_price(server, responses, tmp
     assert again.read_bytes() == out.read_bytes()
 
 
+def test_what_a_job_brought_can_be_exported_and_repeated(server, responses, tmp_path):
+    server.script = lambda body, before: Reply("Yes" if number(body) < 5 else "No")
+    out, recording, again = (tmp_path / f"{name}.parquet" for name in ("labels", "recording", "again"))
+    tjd(*label(responses, out))
+    assert tjd("cache", "export", "--model", SERVED, "-o", recording).stderr.startswith("cache export: 9 rows -> ")
+    tjd("label", responses, "-t", f"recorded:{recording}", "-o", again)
+    assert verdicts(again) == verdicts(out)
+
+
 def test_files_are_of_bounded_size_and_equal_requests_go_out_once(server, responses, tmp_path):
     out = tmp_path / "labels.parquet"
     rows = tables.open_table(str(responses), "responses").read().to_pylist()
@@ -196,7 +205,7 @@ def test_a_job_that_was_taken_is_not_submitted_again_by_a_retry(server, response
 def test_results_are_read_row_by_row(server, responses, tmp_path):
     replies = {
         0: lambda before: Reply("No"),
-        1: lambda before: Reply("too long", 400),  # this row's own fault: null
+        1: lambda before: Reply("too long for sk-test-0123456789", 400),  # this row's own fault: null
         2: lambda before: Reply("busy", 503) if before == 0 else Reply("Yes"),
         3: lambda before: Reply("broken", 500),  # past all retries: null
         4: lambda before: None if before == 0 else Reply("Yes"),  # missing
@@ -210,7 +219,7 @@ def test_results_are_read_row_by_row(server, responses, tmp_path):
     told = tjd("-v", *label(responses, out, "--retries", "2", "--max-invalid", "1")).stderr
     assert verdicts(out) == [
         (False, None),
-        (None, "the call failed: 400: too long"),
+        (None, "the call failed: 400: too long for ***"),
         (True, None),
         (None, "the call failed: 500: broken"),
         (True, None),
@@ -221,6 +230,22 @@ def test_results_are_read_row_by_row(server, responses, tmp_path):
     ]
     assert [len(server.files[job.file]) for job in server.jobs] == [9, 6, 3, 1]  # the last: the question once more
     assert "3 failed" in told
+
+
+def test_a_reply_without_an_answer_is_asked_again_and_never_kept(server, responses, tmp_path):
+    answer = server.answer
+
+    def without_choices(job, status):
+        answer(job, status)
+        if job is server.jobs[0]:
+            whole = server.results[f"{job.id}-out"]
+            server.results[f"{job.id}-out"] = [line.replace('"choices"', '"chosen"') for line in whole]
+
+    server.answer = without_choices
+    out = tmp_path / "labels.parquet"
+    tjd(*label(responses, out))
+    assert verdicts(out) == [(True, None)] * 9
+    assert [line["body"]["messages"][1:] for line in server.lines()] == [[]] * 18  # anew, not as a follow-up
 
 
 def test_a_job_that_expires_keeps_what_it_did_and_the_rest_goes_into_another(server, responses, tmp_path):
@@ -237,12 +262,15 @@ def test_a_job_that_expires_keeps_what_it_did_and_the_rest_goes_into_another(ser
     [
         ("expired", 0, "the call failed: batch_expired: This request could not be executed in time."),
         ("cancelled", 5, "the batch job was cancelled"),
-        ("failed", 5, "the batch job failed: no such model"),
+        ("failed", 5, "the batch job failed: no such model for ***"),
     ],
 )
 def test_a_job_that_ends_badly_gives_nulls_with_the_reason(end, retries, reason, server, responses, tmp_path):
     server.end = lambda number: end
-    server.errors = {"object": "list", "data": [{"code": "model_not_found", "message": "no such\nmodel"}]}
+    server.errors = {
+        "object": "list",
+        "data": [{"code": "model_not_found", "message": "no such\nmodel for sk-test-0123456789"}],
+    }
     server.script = lambda body, before: None if number(body) else Reply("Yes")
     out = tmp_path / "labels.parquet"
     error = fails(5, *label(responses, out, "--retries", retries))

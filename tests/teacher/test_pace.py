@@ -20,6 +20,7 @@ from tjd.config import BackendConfig, LabelConfig
 from tjd.errors import ConfigError
 from tjd.stages.label import label
 from tjd.teacher import Request, user
+from tjd.teacher.direct import serves
 from tjd.teacher.pace import NOTHING, START, Call, Ending, Pace, Told, told_by
 from tjd.teacher.verdicts import VARIABLES
 
@@ -314,6 +315,36 @@ def test_a_reply_without_end_is_a_failed_call(server: Server) -> None:
     server.script = lambda body, before: Reply(raw=b" " * (17 * 2**20))
     (completion,) = asked(retries=0).ask(numbered(1))
     assert completion.error == "the call failed: ValueError: the reply is longer than 16 MiB"
+
+
+def test_a_key_that_the_shown_part_of_a_reply_would_cut_is_redacted(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "fake-provider-key-0123456789abcdef"
+    monkeypatch.setenv("HOSTED_VLLM_API_KEY", key)
+    server.script = lambda body, before: Reply(status=400, raw=(180 * "x" + " " + key).encode())
+    (completion,) = asked().ask(numbered(1))
+    assert completion.error == f"the call failed: 400: {180 * 'x'} ***"
+
+
+@pytest.mark.parametrize(
+    ("environment", "direct"),
+    [
+        ({}, True),
+        ({"HTTP_PROXY": "http://proxy:3128"}, False),
+        ({"ALL_PROXY": "http://proxy:3128"}, False),
+        ({"ALL_PROXY": "http://proxy:3128", "NO_PROXY": "gpu.lab"}, True),
+    ],
+)
+def test_a_proxy_is_not_passed_by(environment: dict[str, str], direct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    import litellm
+
+    for name in ("HTTP_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert serves(litellm, "hosted_vllm/x", "hosted_vllm", "http://gpu.lab:8000/v1") is direct
 
 
 @pytest.mark.parametrize("name", ["hosted_vllm/x", "openai/x", "openai/gpt-4o-mini", "openai/gpt-5"])

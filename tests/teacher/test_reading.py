@@ -90,6 +90,7 @@ def test_numbered_verdicts_that_can_be_read(text: str) -> None:
         "Here you are:\n1: Yes\n2: No",
         "Yes\nNo",
         "1: Yes 2: No",
+        "1" * 5000 + ": Yes",
     ],
 )
 def test_all_numbered_verdicts_are_null_if_one_is_unreadable(text: str) -> None:
@@ -114,7 +115,9 @@ def test_json_objects_that_can_be_read(text: str) -> None:
     assert reading.json_object(text) == ({"a": 1}, None)
 
 
-@pytest.mark.parametrize("text", ["[1]", "{'a': 1}", '{"a": 1', "none", '{"a": 1} {"a": 2}'])
+@pytest.mark.parametrize(
+    "text", ["[1]", "{'a': 1}", '{"a": 1', "none", '{"a": 1} {"a": 2}', '{"a":' * 10**5 + "1" + "}" * 10**5]
+)
 def test_json_that_cannot_be_read(text: str) -> None:
     assert reading.json_object(text) == (None, "not a JSON object")
 

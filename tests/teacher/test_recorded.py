@@ -55,16 +55,23 @@ def test_a_recording_of_other_prompts_ends_the_run(tmp_path: Path) -> None:
 
 
 def test_bad_recordings_are_told_in_one_line(tmp_path: Path) -> None:
-    absent, text, foreign, mistyped = (tmp_path / name for name in ("absent", "text", "foreign", "mistyped"))
+    absent, text, foreign, mistyped, seedless, listed = (
+        tmp_path / name for name in ("absent", "text", "foreign", "mistyped", "seedless", "listed")
+    )
     text.write_text("no Parquet")
     pq.write_table(pa.table({"prompt_sha256": ["a"]}), foreign)
     columns = {"prompt_sha256": ["ab"], "seed": ["x"], "completion": ["c"], "model": ["m"], "source": ["s"]}
     pq.write_table(pa.table(columns), mistyped)
+    columns["seed"] = pa.array([None], pa.int64())
+    pq.write_table(pa.table(columns), seedless)
+    pq.write_table(pa.table({**columns, "seed": [0], "finish_reason": [["stop"]]}), listed)
     for path, told in [
         (absent, "there is no recording"),
         (text, "is not a readable Parquet file"),
         (foreign, "lacks the column 'seed'"),
         (mistyped, "has a column of another type"),
+        (seedless, "a prompt_sha256 or a seed that is none"),
+        (listed, "has a column of another type .finish_reason"),
     ]:
         with pytest.raises(DataError, match=told) as caught:
             open_teacher(f"recorded:{path}", BackendConfig(), None)

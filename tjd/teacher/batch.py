@@ -30,7 +30,7 @@ from tjd.errors import BackendError, ConfigError
 from tjd.teacher import Again, Completion, Request, follow_up, merged
 from tjd.teacher.budget import FREE, Budget
 from tjd.teacher.jobs import Job, Jobs
-from tjd.teacher.remote import FAILURES_IN_A_ROW, Remote, Trouble, may_pass, understood
+from tjd.teacher.remote import FAILURES_IN_A_ROW, Remote, Trouble, may_pass, one_line, understood
 
 PROVIDERS = ("openai", "hosted_vllm")  # reached with OpenAI's protocol; litellm's others are not tried here
 JOBS_AT_ONCE = 2  # so many times `job_size` requests are held in memory, with their completions: some 4 KB each
@@ -97,7 +97,7 @@ class Batch(Remote):
         for attempt in range(self._config.retries + 1):
             self.usage.retries += len(wanted) if attempt else 0
             for job, batch in self._ended(self._submitted(wanted, outcomes)):
-                for key, fate in self._read(job, batch):
+                for key, fate in self._read(job, batch, asked):
                     if isinstance(fate, Completion):
                         outcomes[key] = fate
                     else:
@@ -106,7 +106,7 @@ class Batch(Remote):
             if not wanted:
                 break
         failed = {key: Completion(None, self.name, error=failures[key].reason) for key in asked if key not in outcomes}
-        self._ledger.enter_keyed(list(failed.items()))
+        self._ledger.enter_keyed(failed.items(), asked)
         outcomes |= failed
         return [outcomes[key] for key in keys]
 
@@ -224,7 +224,9 @@ class Batch(Remote):
         )
         return BackendError(f"{self.name}: {trouble.what}; batch job {job.job} of {since} {advice}")
 
-    def _read(self, job: Job, batch: Any) -> Iterator[tuple[bytes, Completion | Failure]]:
+    def _read(
+        self, job: Job, batch: Any, asked: Mapping[bytes, Request]
+    ) -> Iterator[tuple[bytes, Completion | Failure]]:
         """What became of each request of a job that has ended; completions are in the cache before the job is forgotten."""
         if batch.status != "completed":
             logger.warning("%s: batch job %s: %s", self.name, job.job, _end_of(batch).reason)
@@ -233,7 +235,8 @@ class Batch(Remote):
         while some := list(islice(fates, SLICE)):
             some = {key: fate for key, fate in some if key in missing}
             missing -= some.keys()
-            self._ledger.enter_keyed([(key, fate) for key, fate in some.items() if isinstance(fate, Completion)])
+            completions = [(key, fate) for key, fate in some.items() if isinstance(fate, Completion)]
+            self._ledger.enter_keyed(completions, asked)
             yield from some.items()
         self._jobs.close(job)
         yield from dict.fromkeys(missing, _end_of(batch)).items()
@@ -267,9 +270,11 @@ class Batch(Remote):
             response = row.get("response") or {}
             status, body = response.get("status_code"), response.get("body") or {}
             if status == 200:
+                if not body.get("choices"):  # litellm would make an empty answer of it, to be kept for good
+                    raise ValueError("the reply has no choices")
                 return self._completion(self._litellm.ModelResponse(**body))
             error = row.get("error") or body.get("error") or {}
-            code, said = error.get("code"), " ".join(str(error.get("message") or "no message").split())[:200]
+            code, said = error.get("code"), one_line(error.get("message") or "")
             retry = code == "batch_expired" if status is None else may_pass(status)
             return Failure(f"the call failed: {status or code}: {said}", retry)
         except Exception as exc:  # a server's garbage, as in `Remote`
@@ -316,7 +321,7 @@ def _end_of(batch: Any) -> Failure:
     if batch.status == "completed":
         return Failure("the batch job completed without this request", retry=True)
     errors = getattr(batch.errors, "data", None) or []
-    said = "; ".join(" ".join(str(error.message).split()) for error in errors[:3])[:200]
+    said = one_line("; ".join(str(error.message) for error in errors[:3])) if errors else ""
     ended = f"the batch job {'was ' if batch.status == 'cancelled' else ''}{batch.status}"
     is_full = any(error.code == QUEUE_FULL for error in errors)
     return Failure(f"{ended}: {said}" if said else ended, retry=batch.status == "expired" or is_full)

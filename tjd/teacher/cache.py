@@ -10,7 +10,7 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,7 +33,7 @@ CREATE TABLE IF NOT EXISTS completions (
 """
 ADDED = {  # null in older rows
     "logprobs": "TEXT",  # JSON list of [start, token, {token: log probability}]; null if none were returned
-    "prompt_sha256": "TEXT",  # of the request, as is its seed, for recordings; null of a batch
+    "prompt_sha256": "TEXT",  # of the request, as is its seed, for recordings; null where only its key was known
     "seed": "INTEGER",
 }
 WAIT_S = 60.0  # for another process that is writing
@@ -87,9 +87,10 @@ class Ledger:
         """Count calls that were made, and keep those that were answered; all of them or, if killed here, none."""
         self._enter([(self.key(request), request.prompt_digest, request.seed, c) for request, c in arrived])
 
-    def enter_keyed(self, arrived: Sequence[tuple[bytes, Completion]]) -> None:
-        """The same where all that is known of a request is its key."""
-        self._enter([(key, None, None, completion) for key, completion in arrived])
+    def enter_keyed(self, arrived: Iterable[tuple[bytes, Completion]], known: Mapping[bytes, Request]) -> None:
+        """The same by key; a request that is not `known`, since another command asked it, is in no recording."""
+        requests = ((key, known.get(key), completion) for key, completion in arrived)
+        self._enter([(key, r and r.prompt_digest, r and r.seed, completion) for key, r, completion in requests])
 
     def _enter(self, arrived: Sequence[tuple[bytes, str | None, int | None, Completion]]) -> None:
         for *_, completion in arrived:

@@ -15,6 +15,7 @@ from urllib.request import getproxies, proxy_bypass
 
 PROVIDERS = ("openai", "hosted_vllm")
 LONGEST_BODY = 16 * 2**20  # bytes
+LONGEST_SAID = 2000  # bytes; far more than is shown, since half a key at the cut would not be known as one
 NO_PARAMETERS = ("model", "messages", "timeout", "num_retries", "max_retries")  # of the model
 ACCOUNT = {  # headers that OpenAI's client takes from the environment
     "OPENAI_ORGANIZATION": "OpenAI-Organization",
@@ -36,7 +37,7 @@ def serves(litellm: Any, name: str, provider: str, base: str) -> bool:
     if provider not in PROVIDERS or "SSL_VERIFY" in os.environ:
         return False
     address = urlsplit(base)
-    if address.scheme in getproxies() and not proxy_bypass(address.netloc):
+    if {address.scheme, "all"} & getproxies().keys() and not proxy_bypass(address.netloc):
         return False
     return litellm.model_cost.get(litellm.get_llm_provider(name)[0], {}).get("mode", "chat") == "chat"
 
@@ -93,7 +94,7 @@ def _said(raw: bytes) -> str:
     try:
         return str(json.loads(raw)["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        return raw[:200].decode("utf-8", "replace")
+        return raw[:LONGEST_SAID].decode("utf-8", "replace")
 
 
 @cache

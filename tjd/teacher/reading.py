@@ -14,8 +14,8 @@ SILENT = "the model said nothing"
 _THINKING = re.compile(r"^.*</think>|<think>.*$", re.DOTALL)
 _MARKUP = re.compile(r"[*_`#>~\"'“”\u2018\u2019]|^\s*[-•]\s+", re.MULTILINE)
 _VERDICT = re.compile(r"(?:(?:final\s+)?(?:verdict|answer)\s*:\s*)?(yes|no)[\s.!]*", re.IGNORECASE)
-_NUMBERED = re.compile(r"(\d+)\s*[:.)]\s*(yes|no)[\s.!]*", re.IGNORECASE)
-_NUMBERED_WORD = re.compile(r"(?<!\d)(\d+)[\W_]+(yes|no)(?![^\W_])", re.IGNORECASE)
+_NUMBERED = re.compile(r"(\d{1,9})\s*[:.)]\s*(yes|no)[\s.!]*", re.IGNORECASE)
+_NUMBERED_WORD = re.compile(r"(?<!\d)(\d{1,9})[\W_]+(yes|no)(?![^\W_])", re.IGNORECASE)
 _WORD = re.compile(r"(?<![^\W_])(?:yes|no)(?![^\W_])", re.IGNORECASE)
 _JSON_WORD = re.compile(r'"verdict"\s*:\s*"(yes|no)"', re.IGNORECASE)  # never within a string: its quotes are escaped
 _FENCED = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
@@ -66,12 +66,11 @@ def json_object(text: str, finish_reason: str | None = None) -> tuple[dict[str, 
     candidate = fenced[1] if fenced else text[text.find("{") : text.rfind("}") + 1]
     try:
         found = json.loads(candidate)
-    except ValueError:
+        # an escaped half of a surrogate pair would break every table
+        found = json.loads(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace"))
+    except (ValueError, RecursionError):
         return None, _reason(text, finish_reason, "not a JSON object")
-    if not isinstance(found, dict):
-        return None, "not a JSON object"
-    # an escaped half of a surrogate pair would break every table
-    return json.loads(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace")), None
+    return (found, None) if isinstance(found, dict) else (None, "not a JSON object")
 
 
 def json_verdicts(

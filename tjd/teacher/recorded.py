@@ -132,7 +132,7 @@ class Recorded:
                 keys = zip(*(column.to_pylist() for column in columns), strict=True)
                 hashes[start : start + len(batch)] = [_hash(digest, seed) for digest, seed in keys]
                 start += len(batch)
-        except (pa.ArrowException, OSError, TypeError, ValueError) as exc:
+        except (pa.ArrowException, OSError, AttributeError, TypeError, ValueError) as exc:
             raise DataError(
                 f"the recording {self._path} has a prompt_sha256 or a seed that is none ({exc}); write it anew"
             ) from exc
@@ -184,7 +184,7 @@ def _open(path: str) -> pq.ParquetFile:
     missing = [name for name in RECORDING.names if name not in found.names]
     if missing:
         raise DataError(f"the recording {path} lacks the column '{missing[0]}'; it needs {', '.join(RECORDING.names)}")
-    for field in RECORDING:
+    for field in (*RECORDING, *([FINISH_REASON] if FINISH_REASON.name in found.names else [])):
         if not tables.castable(found.field(field.name).type, field.type):
             raise DataError(f"the recording {path} has a column of another type ({field.name}); write it anew")
     return file

@@ -263,7 +263,7 @@ class Trouble:
 def understood(exc: Exception) -> Trouble:
     """Sort an error of a client, or of reading its reply, into fatal, worth a retry, or this row's own."""
     status = getattr(exc, "status_code", None)
-    said = _one_line(exc)
+    said = one_line(exc)
     what = f"{status or type(exc).__name__}: {said}"
     if status in (401, 403) or re.search(r"missing (credentials|.{0,20}api key)", said, re.IGNORECASE):
         return Trouble(
@@ -302,8 +302,9 @@ def _likely_tokens(request: Request) -> float:
     return n_bytes / BYTES_PER_TOKEN + request.max_tokens
 
 
-def _one_line(exc: Exception) -> str:
-    said = " ".join(str(exc).split()) or "no message"
+def one_line(told: object) -> str:
+    """What a server or its client told, short and without keys: rows, logs and errors show it."""
+    said = " ".join(str(told).split()) or "no message"
     said = re.sub(r"^((litellm\.)?\w+(Error|Exception):? (- )?)+", "", said)
     return redacted(said)[:200]
 
