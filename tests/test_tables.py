@@ -217,6 +217,21 @@ tables.write_rows(table.rows(), "-", tables.output_schema("queries", like=table.
     assert done.stderr == b""
 
 
+def test_a_command_that_fails_sends_nothing_down_the_pipe() -> None:
+    code = """
+from tjd import tables
+
+def rows():
+    yield from [{"query_id": str(i), "query": "x"} for i in range(tables.ROWS_PER_GROUP)]
+    raise RuntimeError("boom")
+
+tables.write_rows(rows(), "-", tables.QUERIES, {})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert b"boom" in done.stderr
+    assert done.stdout == b""
+
+
 def test_an_empty_pipe_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     assert told("-") == "standard input is empty; did the command before the pipe fail?"

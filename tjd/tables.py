@@ -713,11 +713,31 @@ def _require_filled(table: Table, columns: Sequence[str]) -> None:
 @contextmanager
 def _atomic(out: str) -> Iterator[IO[bytes]]:
     require_writable(out)
-    if out == STDIO:
-        yield sys.stdout.buffer
+    try:
+        with _sent_when_whole() if out == STDIO else _put_when_whole(Path(out)) as sink:
+            yield sink
+    except OSError as exc:
+        if exc.errno not in NO_ROOM:
+            raise
+        name = "the temporary file of standard output" if out == STDIO else out
+        raise DataError(
+            f"{name} cannot be written ({exc.strerror}); free space and run the same command again: answers that "
+            "arrived are kept"
+        ) from exc
+
+
+@contextmanager
+def _sent_when_whole() -> Iterator[IO[bytes]]:
+    """A Parquet writer ends in a valid footer also where its rows failed; the next command shall not take that for all."""
+    with tempfile.TemporaryFile() as spool:
+        yield spool
+        spool.seek(0)
+        shutil.copyfileobj(spool, sys.stdout.buffer)
         sys.stdout.buffer.flush()
-        return
-    path = Path(out)
+
+
+@contextmanager
+def _put_when_whole(path: Path) -> Iterator[IO[bytes]]:
     partial = path.with_name(f".{path.name}.partial")
     try:
         with open(partial, "wb") as sink:
@@ -725,13 +745,8 @@ def _atomic(out: str) -> Iterator[IO[bytes]]:
             sink.flush()
             os.fsync(sink.fileno())
         os.replace(partial, path)
-    except BaseException as exc:
+    except BaseException:
         partial.unlink(missing_ok=True)
-        if isinstance(exc, OSError) and exc.errno in NO_ROOM:
-            raise DataError(
-                f"{out} cannot be written ({exc.strerror}); free space and run the same command again: answers that "
-                "arrived are kept"
-            ) from exc
         raise
 
 
