@@ -1,10 +1,12 @@
 """Tables: checked reads, atomic writes, provenance, streaming."""
 
 import io
+import json
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -361,3 +363,11 @@ def test_a_null_that_is_needed_is_told(tmp_path: Path) -> None:
         tables.open_table(path, "labels", not_null=("query_id", "query"))
     write(tmp_path / "l.parquet", rows[:3], "labels")
     assert len(tables.open_table(path, "labels", not_null=("query_id", "query"))) == 3
+
+
+def test_reading_text_takes_time_in_proportion_to_its_rows(tmp_path: Path) -> None:
+    lines = [json.dumps({"query_id": i, "query": "x", "language": "en", "source": "y"}) for i in range(8000)]
+    (tmp_path / "q.jsonl").write_text("\n".join(lines))
+    start = time.perf_counter()
+    assert len(tables.open_table(str(tmp_path / "q.jsonl"), "queries")) == 8000
+    assert time.perf_counter() - start < 3

@@ -579,7 +579,8 @@ def _read_text_table(raw: pa.NativeFile, name: str) -> pa.Table:
             )
             if not all(isinstance(row, dict) for row in rows):
                 raise ValueError("a row is not an object")
-            columns = {column: [row.get(column) for row in rows] for row in rows for column in row}
+            names = dict.fromkeys(column for row in rows for column in row)
+            columns = {column: [row.get(column) for row in rows] for column in names}
         else:
             frame = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)  # "NA" is a text like any other
             columns = frame.to_dict("list")
