@@ -99,7 +99,7 @@ def synthesize_command(
         rows = screen.distinct(rows, "instruction", Seen(config.dedup, config.seed))
     if config.verify:
         templates.append(verification := prompts.load("verify.v1", VARIABLES))
-        rows = screen.verify(rows, verification, again, verifier.ask, config)
+        rows = screen.verify(screen.foreseen(rows) if dry_run else rows, verification, again, verifier.ask, config)
         like = screen.with_verified(like)
     if dry_run:
         return tell_plan(rows, models, out)

@@ -16,6 +16,7 @@ from tjd.duplicates import Seen
 from tjd.prompts import Prompt
 from tjd.tables import Row
 from tjd.teacher import Ask, Completion
+from tjd.teacher.plan import UNASKED
 from tjd.teacher.verification import once_more, read, verification_request
 
 VERIFIED = pa.field("verified", pa.bool_())  # the instruction is sound; null if nobody could say
@@ -58,6 +59,14 @@ def passing(
     done = stage(row for row in ahead if not isinstance(row, Rejected))
     for row in islice(behind, n_before, None):
         yield row if isinstance(row, Rejected) else next(done)
+
+
+def foreseen(rows: Iterable[Screened]) -> Iterator[Screened]:
+    """In a dry run: the query stands in for an instruction that was not asked for, so that its check is planned too."""
+    for row in rows:
+        if not isinstance(row, Rejected) and row["error"] == UNASKED:
+            row = {**row, "instruction": row["query"]}
+        yield row
 
 
 def verify(
