@@ -533,6 +533,19 @@ def test_scoring_constraints_that_are_no_objects(tmp_path):
     assert line.endswith("not a list of objects with text and category")
 
 
+def test_the_first_verdict_stays_where_a_table_is_scored_again(tmp_path):
+    from tjd.rewards import Verdict
+    from tjd.stages import score as stage
+
+    source = labels(tmp_path / "labels.parquet", {})
+    for _ in range(2):
+        table, source = tables.open_table(str(source), "foreign"), tmp_path / "scores.parquet"
+        rows = list(stage.score(table.rows(), lambda pairs: [Verdict(False, 0.1, 0.5, "style") for _ in pairs]))
+        tables.write_rows(rows, str(source), stage.schema(table.schema), {})
+    [row] = tables.open_table(str(source), "scores").rows()
+    assert (row["followed"], row["teacher_followed"]) == (False, True)
+
+
 def test_a_null_constraint_or_category_gets_a_null_verdict(tmp_path):
     from tjd.rewards import Verdict
     from tjd.stages.score import score

@@ -465,6 +465,37 @@ def one_per_constraint(row: Row) -> Iterator[Row]:
         yield shared | {("constraint" if name == "text" else name): value for name, value in constraint.items()}
 
 
+def pairs(rows: Iterable[Row]) -> Iterator[Row]:
+    """One row per (response, constraint), with both keys; what `followed` held is in `teacher_followed` too.
+
+    A foreign row gets the keys it lacks: digests of its texts. Where `teacher_followed` is there already, it stays.
+    """
+    for row in rows:
+        for pair in one_per_constraint(row):
+            prompt = pair.get("instruction") or pair.get("query") or ""
+            named = (pair.get("constraint"),) if pair.get("checker") is None else (pair["checker"], pair.get("kwargs"))
+            known = {"teacher_followed": pair["followed"]} if "followed" in pair else {}
+            yield {
+                **known,
+                **pair,
+                "response_id": pair.get("response_id") or text_id(str(prompt), str(pair["response"])),
+                "constraint_id": pair.get("constraint_id") or text_id(*map(str, named)),
+            }
+
+
+def schema_of_pairs(kind: str, found: pa.Schema) -> pa.Schema:
+    """The columns of `kind`, then those of `pairs` of a table."""
+    fields = list(found)
+    if "constraints" in found.names:
+        items = found.field("constraints").type.value_type
+        own = [field.with_name("constraint") if field.name == "text" else field for field in items]
+        hidden = {"constraints", *(field.name for field in own)}
+        fields = [*(field for field in fields if field.name not in hidden), *own]
+    if "teacher_followed" not in found.names:
+        fields = [field.with_name("teacher_followed") if field.name == "followed" else field for field in fields]
+    return output_schema(kind, like=pa.schema(fields))
+
+
 def text_id(*parts: str) -> str:
     """A short stable identifier of a text (16 hexadecimal digits)."""
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]

@@ -116,6 +116,15 @@ def test_a_flat_table_needs_no_keys(tmp_path: Path) -> None:
     assert rows[0]["response_id"] == rows[1]["response_id"]
 
 
+def test_the_first_verdict_stays_where_a_table_is_checked_again(tmp_path: Path) -> None:
+    flat = [{"query": "q", "response": "a, b", "checker": NO_COMMA["checker"], "kwargs": None, "followed": True}]
+    once, twice = tmp_path / "once.parquet", tmp_path / "twice.parquet"
+    assert tjd("check", write(tmp_path / "in.parquet", flat), "-o", once).exit_code == 0
+    assert tjd("check", once, "-o", twice).exit_code == 0
+    assert checked(twice) == checked(once)
+    assert [(row["followed"], row["teacher_followed"]) for row in checked(twice)] == [(False, True)]
+
+
 def test_kwargs_may_be_a_struct_padded_with_nulls(tmp_path: Path) -> None:
     kwargs = {"num_words": 2, "relation": "at least", "keyword": None}
     flat = [{"response": "one two", "checker": WORDS["checker"], "kwargs": kwargs}]
