@@ -140,6 +140,16 @@ def test_queries_may_be_jsonl(tmp_path: Path) -> None:
     assert second["query_id"] == tables.text_id("zwei 二")
 
 
+@pytest.mark.parametrize("kwargs", [[{}, {}], [{"n": 1}, {"n": "two", "words": ["a"]}], [None, '{"n": 1}']])
+def test_kwargs_of_rules_in_jsonl_may_be_of_any_kind(tmp_path: Path, kwargs: list[Any]) -> None:
+    rows = [{"query": str(i), "constraints": [{"checker": "c", "kwargs": each}]} for i, each in enumerate(kwargs)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = list(tables.open_table(str(tmp_path / "q.jsonl"), "queries").rows())
+    assert [row["constraints"][0]["kwargs"] for row in found] == [
+        each if each is None or isinstance(each, str) else json.dumps(each) for each in kwargs
+    ]
+
+
 def test_queries_may_be_csv(tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text('query_id,query\n007,"one, two"\n008,NA\n')
     rows = list(tables.open_table(str(tmp_path / "q.csv"), "queries").rows())

@@ -465,6 +465,11 @@ def one_per_constraint(row: Row) -> Iterator[Row]:
         yield shared | {("constraint" if name == "text" else name): value for name, value in constraint.items()}
 
 
+def kwargs_text(kwargs: Mapping[str, Any]) -> str:
+    """Kwargs of a checker as JSON; nulls are left out: Arrow gives every struct of a column the fields of all others."""
+    return json.dumps({name: value for name, value in kwargs.items() if value is not None}, ensure_ascii=False)
+
+
 def pairs(rows: Iterable[Row]) -> Iterator[Row]:
     """One row per (response, constraint), with both keys; what `followed` held is in `teacher_followed` too.
 
@@ -610,6 +615,7 @@ def _read_text_table(raw: pa.NativeFile, name: str) -> pa.Table:
             )
             if not all(isinstance(row, dict) for row in rows):
                 raise ValueError("a row is not an object")
+            _encode_kwargs(rows)
             names = dict.fromkeys(column for row in rows for column in row)
             columns = {column: [row.get(column) for row in rows] for column in names}
         else:
@@ -622,6 +628,15 @@ def _read_text_table(raw: pa.NativeFile, name: str) -> pa.Table:
         return pa.table(columns)
     except (ValueError, pa.ArrowException) as exc:
         raise DataError(f"{name} is neither Parquet, JSON, JSONL nor CSV ({_first_line(exc)})") from exc
+
+
+def _encode_kwargs(rows: Iterable[Row]) -> None:
+    """Put JSON text in the place of the kwargs of constraints: each checker has its own, so they fit no common type."""
+    for row in rows:
+        constraints = row.get("constraints")
+        for constraint in constraints if isinstance(constraints, list) else ():
+            if isinstance(constraint, dict) and isinstance(constraint.get("kwargs"), dict):
+                constraint["kwargs"] = kwargs_text(constraint["kwargs"])
 
 
 def _ids_of_queries(queries: Sequence[object], name: str) -> list[str]:

@@ -4,7 +4,6 @@ In: queries. Out: instructions, one per query. As in the paper (section 4.1), wi
 assigned in balance over the table, and rule constraints that a query already has are kept and shown to the teacher.
 """
 
-import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -126,9 +125,7 @@ def given_constraints(row: Row) -> list[Constraint]:
         if kind not in ("rule", "soft") or not (constraint["checker"] if kind == "rule" else constraint["text"]):
             raise DataError(f"query {row['query_id']}: a rule needs a checker, a soft constraint needs a text")
         if isinstance(constraint["kwargs"], dict):
-            # Arrow gives every struct of a column the fields of all others, as nulls
-            kwargs = {name: value for name, value in constraint["kwargs"].items() if value is not None}
-            constraint["kwargs"] = json.dumps(kwargs, ensure_ascii=False)
+            constraint["kwargs"] = tables.kwargs_text(constraint["kwargs"])
         constraint["constraint_id"] = constraint["constraint_id"] or f"{row['query_id']}/{kind}-{seen[kind]}"
         seen[kind] += 1
         completed.append(constraint)
