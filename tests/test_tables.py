@@ -381,3 +381,10 @@ def test_reading_text_takes_time_in_proportion_to_its_rows(tmp_path: Path) -> No
     start = time.perf_counter()
     assert len(tables.open_table(str(tmp_path / "q.jsonl"), "queries")) == 8000
     assert time.perf_counter() - start < 3
+
+
+def test_pairs_of_a_foreign_table_have_keys_of_text() -> None:
+    row = {"query": "q", "response": "r", "constraint": "c"}
+    nameless, named = tables.pairs([row, row | {"response_id": 0, "constraint_id": 7}])
+    assert (nameless["response_id"], nameless["constraint_id"]) == (tables.text_id("q", "r"), tables.text_id("c"))
+    assert (named["response_id"], named["constraint_id"]) == ("0", "7")

@@ -471,7 +471,7 @@ def kwargs_text(kwargs: Mapping[str, Any]) -> str:
 
 
 def pairs(rows: Iterable[Row]) -> Iterator[Row]:
-    """One row per (response, constraint), with both keys; what `followed` held is in `teacher_followed` too.
+    """One row per (response, constraint), with both keys as text; what `followed` held is in `teacher_followed` too.
 
     A foreign row gets the keys it lacks: digests of its texts. Where `teacher_followed` is there already, it stays.
     """
@@ -480,12 +480,12 @@ def pairs(rows: Iterable[Row]) -> Iterator[Row]:
             prompt = pair.get("instruction") or pair.get("query") or ""
             named = (pair.get("constraint"),) if pair.get("checker") is None else (pair["checker"], pair.get("kwargs"))
             known = {"teacher_followed": pair["followed"]} if "followed" in pair else {}
-            yield {
-                **known,
-                **pair,
-                "response_id": pair.get("response_id") or text_id(str(prompt), str(pair["response"])),
-                "constraint_id": pair.get("constraint_id") or text_id(*map(str, named)),
+            digests = {"response_id": (prompt, pair["response"]), "constraint_id": named}
+            keys = {
+                key: text_id(*map(str, texts)) if pair.get(key) in (None, "") else str(pair[key])
+                for key, texts in digests.items()
             }
+            yield known | pair | keys
 
 
 def schema_of_pairs(kind: str, found: pa.Schema) -> pa.Schema:

@@ -114,6 +114,9 @@ def test_a_flat_table_needs_no_keys(tmp_path: Path) -> None:
     rows = checked(out)
     assert [(row["followed"], row["teacher_followed"]) for row in rows] == [(False, True), (True, False)]
     assert rows[0]["response_id"] == rows[1]["response_id"]
+    numbered = write(tmp_path / "numbered.parquet", [row | {"response_id": i} for i, row in enumerate(flat)])
+    assert tjd("check", numbered, "-o", out).exit_code == 0
+    assert [row["response_id"] for row in checked(out)] == ["0", "1"]
 
 
 def test_the_first_verdict_stays_where_a_table_is_checked_again(tmp_path: Path) -> None:
