@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.server import Reply, Server, serve
-from tests.test_cli import DEMO, RECORDED, fails, tjd
+from tests.test_cli import DEMO, LABEL, RECORDED, fails, tjd, write
 from tjd import tables
 from tjd.commands.common import Written, money
 from tjd.config import BackendConfig
@@ -306,6 +306,16 @@ def test_evaluate_stops_at_its_cap(served: Server, tmp_path: Path, cache: Path) 
     n_calls = len(served.calls)
     assert 0 < n_calls < 20
     assert bill(served) <= 0.00006
+    assert tjd(*command).exit_code == 0
+    assert len(served.calls) == 20
+
+
+def test_eval_judge_stops_at_its_cap(served: Server, tmp_path: Path, cache: Path) -> None:
+    labels = [LABEL | {"response_id": f"r{i}", "query": f"What {i}?", "followed": i % 2 == 0} for i in range(20)]
+    command = ["eval-judge", write(tmp_path / "labels.parquet", labels), "--split", "all", "-t", PRICED]
+    assert fails(7, *command, "--max-cost", "0.001").startswith("--max-cost 0.001 is reached: $0.0")
+    assert len(served.calls) < 20
+    assert bill(served) <= 0.001
     assert tjd(*command).exit_code == 0
     assert len(served.calls) == 20
 
