@@ -448,6 +448,20 @@ def test_foreign_types_are_turned_into_ours_or_kept_apart(tmp_path):
     assert (row["votes"], row["source_votes"]) == ([True], "yes")
 
 
+def test_foreign_columns_in_whose_place_ours_are_filled_are_kept_apart(tmp_path):
+    foreign = [{"query": "Why?", "constraint": "Be kind.", "response": "a", "human": 1, "followed": False, "kind": "hard",
+                "query_id": "q", "group": "g", "instruction": "Why? Be kind.", "split": "test"}]  # fmt: skip
+    source, out = write(tmp_path / "f.parquet", foreign), tmp_path / "labels.parquet"
+    assert tjd("import", "labels", source, "--followed", "human", "--query-id", "group", "-o", out).exit_code == 0
+    [row] = tables.open_table(str(out), "labels").rows()
+    assert (row["followed"], row["kind"], row["query_id"], row["instruction"]) == (True, "soft", "g", "Why?")
+    kept = {name: value for name, value in row.items() if name.startswith("source_")}
+    assert kept == {
+        "source_followed": False, "source_kind": "hard", "source_query_id": "q", "source_instruction": "Why? Be kind.",
+    }  # fmt: skip
+    assert row["split"] == "test"
+
+
 def test_a_foreign_constraint_that_is_null(tmp_path):
     rows = [{"query": "a", "constraint": text, "response": "c", "followed": 1} for text in ("b", None)]
     source, out = write(tmp_path / "f.parquet", rows), tmp_path / "labels.parquet"
