@@ -439,20 +439,20 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def require_constraints(table: Table) -> None:
-    """Raise DataError unless a table has soft constraints, as a list (instructions) or one a row (labels)."""
-    names = table.schema.names
-    if "constraints" in names:
+def require_constraints(table: Table, need: Sequence[str] = ("text", "category")) -> None:
+    """Raise DataError unless a table has constraints with these fields, as a list, or one a row, whose text is `constraint`."""
+    if "constraints" in table.schema.names:
         kind = table.schema.field("constraints").type
-        item = kind.value_type if _is_list(kind) else kind
-        if not pa.types.is_struct(item) or not {"text", "category"} <= {field.name for field in item}:
+        items = {field.name: field.type for field in kind.value_type} if _is_list_of_structs(kind) else {}
+        if not all(name in items and castable(items[name], CONSTRAINT.field(name).type) for name in need):
             raise DataError(
-                f"column 'constraints' of {table.name} has type {kind}, not a list of objects with text and category"
+                f"column 'constraints' of {table.name} has type {kind}, not a list of objects with {' and '.join(need)}"
             )
-    elif not {"constraint", "category"} <= set(names):
-        raise DataError(
-            f"{table.name} has neither a column 'constraints' nor both 'constraint' and 'category'; give labels"
-        )
+        return
+    flat = ["constraint" if name == "text" else name for name in need]
+    if not set(flat) <= set(table.schema.names):
+        told = ("both " if len(flat) > 1 else "") + " and ".join(f"'{name}'" for name in flat)
+        raise DataError(f"{table.name} has neither a column 'constraints' nor {told}; give labels")
 
 
 def one_per_constraint(row: Row) -> Iterator[Row]:
@@ -693,6 +693,10 @@ def castable(found: pa.DataType, expected: pa.DataType) -> bool:
 
 def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _is_list_of_structs(kind: pa.DataType) -> bool:
+    return _is_list(kind) and pa.types.is_struct(kind.value_type)
 
 
 def _is_list(kind: pa.DataType) -> bool:

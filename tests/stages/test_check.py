@@ -215,7 +215,11 @@ def test_an_unknown_suite() -> None:
         CheckConfig(suite="ifevil")  # type: ignore[arg-type]
 
 
-def test_a_table_without_rules(tmp_path: Path) -> None:
-    table = write(tmp_path / "in.parquet", [{"query": "q", "response": "text"}])
-    line = fails(3, "check", table, "-o", tmp_path / "out.parquet")
-    assert line.startswith("the table has no rule constraints: it needs a column 'constraints'")
+def test_a_table_that_cannot_have_rules(tmp_path: Path) -> None:
+    table, out = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    write(table, [{"query": "q", "response": "text"}])
+    line = fails(3, "check", table, "-o", out)
+    assert line == f"{table} has neither a column 'constraints' nor 'checker'; give labels"
+    for constraints in ("no commas", ["no commas"], NO_COMMA, [{"text": "no commas"}], [{"checker": 3}]):
+        write(table, [{"query": "q", "response": "text", "constraints": constraints}])
+        assert fails(3, "check", table, "-o", out).endswith(", not a list of objects with checker")

@@ -43,17 +43,7 @@ def check(rows: Iterable[Row], decide: Decide, *, may_be_empty: bool = False) ->
 
 
 def schema(found: pa.Schema) -> pa.Schema:
-    """The columns of the output, given those of the input.
-
-    Raises:
-        DataError: It has neither a list of constraints nor a column of checkers.
-    """
-    names = found.names
-    if "constraints" not in names and "checker" not in names:
-        raise DataError(
-            f"the table has no rule constraints: it needs a column 'constraints', or 'checker' and 'kwargs'; "
-            f"it has {', '.join(names)}"
-        )
+    """The columns of the output, given those of the input."""
     return tables.schema_of_pairs("checks", found)
 
 
