@@ -440,7 +440,10 @@ def file_digest(path: str | Path) -> str:
 
 
 def require_constraints(table: Table, need: Sequence[str] = ("text", "category")) -> None:
-    """Raise DataError unless a table has constraints with these fields, as a list, or one a row, whose text is `constraint`."""
+    """Raise DataError unless a table has constraints with these fields.
+
+    They are a list a row (instructions, responses), or one a row (labels), whose text is in `constraint`.
+    """
     if "constraints" in table.schema.names:
         kind = table.schema.field("constraints").type
         items = {field.name: field.type for field in kind.value_type} if _is_list_of_structs(kind) else {}
