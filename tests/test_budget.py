@@ -282,6 +282,8 @@ def test_label_stops_at_its_cap_and_goes_on_from_there(
     assert " of 36 rows are done, " in line
     assert "--max-cost 0.0008 is reached: $0.0" in line
     assert not out.exists()
+    line = fails(7, *command, "--max-cost", "0", "--cache-tag", "part", "--shard", "1/2")
+    assert line.startswith("label: 0 rows done; --max-cost 0 is reached: ")  # how many a part has is not known
     rest = tjd(*command, "--max-cost", "1")
     assert rest.exit_code == 0
     assert len(served.calls) == n_whole  # none twice

@@ -217,8 +217,10 @@ def write(
         try:
             tables.write_rows(shown(), out, schema, source)
         except BudgetError as exc:
-            remain = f"{written.n_rows} of {total} rows are done, {total - written.n_rows} remain" if total else ""
-            raise BudgetError(f"{stage}: {remain or counted(written.n_rows, 'row') + ' done'}; {exc}") from exc
+            done = f"{counted(written.n_rows, 'row')} done"
+            if total and shard is None:  # of a part the total is an estimate, for the bar alone
+                done = f"{written.n_rows} of {total} rows are done, {total - written.n_rows} remain"
+            raise BudgetError(f"{stage}: {done}; {exc}") from exc
     told = [counted(written.n_rows, "row")]
     if written.n_null:
         common = max(written.reasons, key=lambda reason: written.reasons[reason])
