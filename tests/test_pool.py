@@ -189,6 +189,7 @@ def test_plans_keep_their_bounds(yes: int, no: int, bare_yes: int, bare_no: int,
     [
         ({"target_balance": 0.6}, "--target-balance is the share of the rarer verdict, in [0, 0.5], not 0.6"),
         ({"target_balance": 0.3, "temperature": 0}, "--target-balance asks for further responses"),
+        ({"condition": (SEEN, UNSEEN, SEEN)}, "--condition with_constraint is given twice; once is enough"),
     ],
 )
 def test_flags_out_of_range(flags: dict[str, Any], told: str) -> None:
