@@ -90,6 +90,8 @@ def synthesize_command(
     teacher, verifier = models[0], models[-1]
 
     part = shards.part_of(table, where, limit, shard)
+    for row in part.rows() if "constraints" in table.schema.names else ():
+        stage.given_constraints(row)  # raises before anything is paid for
     rows: Iterable[screen.Screened] = part.rows(earlier=True)
     if config.dedup:
         rows = screen.distinct(rows, "query", Seen(config.dedup, config.seed))

@@ -7,7 +7,7 @@ assigned in balance over the table, and rule constraints that a query already ha
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice, tee
+from itertools import count, islice, tee
 from typing import Any
 
 from tjd import tables
@@ -119,6 +119,7 @@ def given_constraints(row: Row) -> list[Constraint]:
     if not isinstance(given, list) or not all(isinstance(item, dict) for item in given):
         raise DataError(f"query {row['query_id']}: 'constraints' must be a list of {{{', '.join(FIELDS)}}}")
     completed, seen = [], Counter[str]()
+    taken = {str(item.get("constraint_id")) for item in given}
     for item in given:
         constraint = {name: item.get(name) for name in FIELDS}
         kind = constraint["kind"] = constraint["kind"] or ("rule" if constraint["checker"] else "soft")
@@ -126,7 +127,12 @@ def given_constraints(row: Row) -> list[Constraint]:
             raise DataError(f"query {row['query_id']}: a rule needs a checker, a soft constraint needs a text")
         if isinstance(constraint["kwargs"], dict):
             constraint["kwargs"] = tables.kwargs_text(constraint["kwargs"])
-        constraint["constraint_id"] = constraint["constraint_id"] or f"{row['query_id']}/{kind}-{seen[kind]}"
+        if odd := [name for name, value in constraint.items() if not isinstance(value, str | None)]:
+            wanted = "an object" if odd[0] == "kwargs" else "a text"
+            raise DataError(
+                f"query {row['query_id']}: the {odd[0]} of a constraint must be {wanted}, not {constraint[odd[0]]!r}"
+            )
+        constraint["constraint_id"] = constraint["constraint_id"] or _new_id(row, kind, seen[kind], taken)
         seen[kind] += 1
         completed.append(constraint)
     return completed
@@ -168,8 +174,9 @@ def _instruction(row: Row, completion: Completion, categories: Sequence[str]) ->
     new = []
     if written:
         n_soft = sum(constraint["kind"] == "soft" for constraint in given)
+        taken = {constraint["constraint_id"] for constraint in given}
         for k, (category, text) in enumerate(zip(categories, written["texts"], strict=True), n_soft):
-            key = {"constraint_id": f"{row['query_id']}/soft-{k}", "kind": "soft"}
+            key = {"constraint_id": _new_id(row, "soft", k, taken), "kind": "soft"}
             new.append({**dict.fromkeys(FIELDS), **key, "category": category, "text": text})
     return {
         **row,
@@ -181,6 +188,13 @@ def _instruction(row: Row, completion: Completion, categories: Sequence[str]) ->
         "n_prompt_tokens": completion.n_prompt_tokens,
         "n_completion_tokens": completion.n_tokens,
     }
+
+
+def _new_id(row: Row, kind: str, number: int, taken: set[str]) -> str:
+    """The first id from a number on that no constraint of the query has; it is taken from now on."""
+    key = next(key for key in (f"{row['query_id']}/{kind}-{k}" for k in count(number)) if key not in taken)
+    taken.add(key)
+    return key
 
 
 def _is_text(value: object) -> bool:
