@@ -342,6 +342,14 @@ def test_an_unknown_key_of_a_config_file_names_the_nearest(tmp_path):
     assert line.endswith("'voets'; did you mean 'votes'?")
 
 
+@pytest.mark.parametrize("written", [b"\xff\xfe[\x00", b"[label"])
+def test_a_config_file_that_cannot_be_read(tmp_path, written):
+    config = tmp_path / "run.toml"
+    config.write_bytes(written)
+    line = fails(2, "--config", config, "show", DEMO / "pool.parquet")
+    assert line.startswith(f"--config {config} cannot be read (")
+
+
 def test_a_config_file_behind_the_command(tmp_path):
     line = fails(2, "label", "--config", tmp_path / "run.toml", DEMO / "pool.parquet", "-o", tmp_path / "out.parquet")
     assert line == "--config goes before the command: tjd --config FILE COMMAND ..."
