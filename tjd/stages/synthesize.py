@@ -16,7 +16,7 @@ from tjd.errors import DataError
 from tjd.prompts import Prompt
 from tjd.tables import Row
 from tjd.taxonomy import Category, choose
-from tjd.teacher import Ask, Completion, Request, asked_again, reading, user
+from tjd.teacher import Ask, Completion, Request, once_more, reading, user
 
 VARIABLES = ("n", "categories", "query", "rules")
 EMPTY = Completion(None, "", None, 0, 0, 0.0, error="the query is empty")
@@ -55,15 +55,10 @@ def synthesize(
         DataError: A row names an unknown category, or its constraints are not a list of constraints.
         BackendError: The teacher failed past its retries.
     """
-
-    def unusable(request: Request, completion: Completion) -> Request | None:
-        _, reason = read(completion, *request.note)
-        return asked_again(request, completion, again.render(reason=reason)) if reason else None
-
     chosen = choose(dict(taxonomy), config.category)
     ahead, behind = tee(islice(_assigned(rows, chosen, taxonomy, config), n_before, None))
     requests = (request_of(row, categories, prompt, config, taxonomy) for row, categories in ahead if row["query"])
-    completions = ask(requests, unusable)
+    completions = ask(requests, once_more(lambda request, completion: read(completion, *request.note)[1], again))
     for row, categories in behind:
         completion = next(completions) if row["query"] else EMPTY
         yield _instruction(row, completion, categories)
