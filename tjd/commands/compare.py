@@ -15,7 +15,6 @@ from tjd.commands.common import (
     Limit,
     MetricsOut,
     Where,
-    open_budget,
     open_models,
     require_figure,
     rows_of,
@@ -151,7 +150,7 @@ def _contestants(
         )
     pairs = [(teacher, mode) for teacher in config.teacher for mode in dict.fromkeys(config.teacher_mode)]
     told = [teacher for teacher, mode in pairs if not _is_zero_shot(teacher, mode)]
-    opened = iter(open_models("eval-judge", told, backend, open_budget(told, backend)))
+    opened = iter(open_models("eval-judge", told, backend))
     field = Field([], seeds.pop() if seeds else 0, {}, [], [], [])
     for (folder, manifest), name in zip(manifests.items(), _names(manifests), strict=True):
         judge = ensemble.load(folder, dtype=config.dtype, engine=config.engine)
