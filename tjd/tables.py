@@ -446,7 +446,8 @@ def require_constraints(table: Table, need: Sequence[str] = ("text", "category")
     """
     if "constraints" in table.schema.names:
         kind = table.schema.field("constraints").type
-        items = {field.name: field.type for field in kind.value_type} if _is_list_of_structs(kind) else {}
+        is_list = _is_list(kind) and pa.types.is_struct(kind.value_type)
+        items = {field.name: field.type for field in kind.value_type} if is_list else {}
         if not all(name in items and castable(items[name], CONSTRAINT.field(name).type) for name in need):
             raise DataError(
                 f"column 'constraints' of {table.name} has type {kind}, not a list of objects with {' and '.join(need)}"
@@ -480,15 +481,15 @@ def pairs(rows: Iterable[Row]) -> Iterator[Row]:
     """
     for row in rows:
         for pair in one_per_constraint(row):
+            before = {"teacher_followed": pair["followed"]} if "followed" in pair else {}
             prompt = pair.get("instruction") or pair.get("query") or ""
-            named = (pair.get("constraint"),) if pair.get("checker") is None else (pair["checker"], pair.get("kwargs"))
-            known = {"teacher_followed": pair["followed"]} if "followed" in pair else {}
-            digests = {"response_id": (prompt, pair["response"]), "constraint_id": named}
+            rule = None if pair.get("checker") is None else (pair["checker"], pair.get("kwargs"))
+            texts_of = {"response_id": (prompt, pair["response"]), "constraint_id": rule or (pair.get("constraint"),)}
             keys = {
                 key: text_id(*map(str, texts)) if pair.get(key) in (None, "") else str(pair[key])
-                for key, texts in digests.items()
+                for key, texts in texts_of.items()
             }
-            yield known | pair | keys
+            yield before | pair | keys
 
 
 def schema_of_pairs(kind: str, found: pa.Schema) -> pa.Schema:
@@ -696,10 +697,6 @@ def castable(found: pa.DataType, expected: pa.DataType) -> bool:
 
 def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def _is_list_of_structs(kind: pa.DataType) -> bool:
-    return _is_list(kind) and pa.types.is_struct(kind.value_type)
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -1,7 +1,7 @@
 """Check: whether each response follows its rule constraints, strictly and loosely, decided by code.
 
 In: responses with their constraints, or any table with a checker, its kwargs and a response a row. Out: checks, one row per
-rule constraint, with all the columns of the input; a verdict that is already there moves to `teacher_followed`. Soft
+rule constraint, with all the columns of the input; the first verdict that was there stays in `teacher_followed`. Soft
 constraints are left out: judges decide them, see `tjd score`.
 """
 

@@ -1,8 +1,8 @@
 """Score: a judge's P(followed) and verdict for every (response, constraint).
 
 In: responses with their constraints, or any table with a query, a constraint and a response a row. Out: scores, with all
-the columns of the input; a teacher's verdict that is already there moves to `teacher_followed`. Rules are left out: code
-decides them, see `tjd label`.
+the columns of the input; the first verdict that was there, a teacher's, stays in `teacher_followed`. Rules are left out:
+code decides them, see `tjd label`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
