@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.server import Reply, Server, serve
-from tests.test_cli import DEMO, RECORDED, fails, tjd
+from tests.test_cli import DEMO, LABEL, RECORDED, fails, tjd, write
 from tjd import tables
 from tjd.commands.common import Written, money
 from tjd.config import BackendConfig
@@ -282,6 +282,8 @@ def test_label_stops_at_its_cap_and_goes_on_from_there(
     assert " of 36 rows are done, " in line
     assert "--max-cost 0.0008 is reached: $0.0" in line
     assert not out.exists()
+    line = fails(7, *command, "--max-cost", "0", "--cache-tag", "part", "--shard", "1/2")
+    assert line.startswith("label: 0 rows done; --max-cost 0 is reached: ")  # how many a part has is not known
     rest = tjd(*command, "--max-cost", "1")
     assert rest.exit_code == 0
     assert len(served.calls) == n_whole  # none twice
@@ -306,6 +308,16 @@ def test_evaluate_stops_at_its_cap(served: Server, tmp_path: Path, cache: Path) 
     n_calls = len(served.calls)
     assert 0 < n_calls < 20
     assert bill(served) <= 0.00006
+    assert tjd(*command).exit_code == 0
+    assert len(served.calls) == 20
+
+
+def test_eval_judge_stops_at_its_cap(served: Server, tmp_path: Path, cache: Path) -> None:
+    labels = [LABEL | {"response_id": f"r{i}", "query": f"What {i}?", "followed": i % 2 == 0} for i in range(20)]
+    command = ["eval-judge", write(tmp_path / "labels.parquet", labels), "--split", "all", "-t", PRICED]
+    assert fails(7, *command, "--max-cost", "0.001").startswith("--max-cost 0.001 is reached: $0.0")
+    assert len(served.calls) < 20
+    assert bill(served) <= 0.001
     assert tjd(*command).exit_code == 0
     assert len(served.calls) == 20
 

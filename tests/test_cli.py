@@ -342,6 +342,14 @@ def test_an_unknown_key_of_a_config_file_names_the_nearest(tmp_path):
     assert line.endswith("'voets'; did you mean 'votes'?")
 
 
+@pytest.mark.parametrize("written", [b"\xff\xfe[\x00", b"[label"])
+def test_a_config_file_that_cannot_be_read(tmp_path, written):
+    config = tmp_path / "run.toml"
+    config.write_bytes(written)
+    line = fails(2, "--config", config, "show", DEMO / "pool.parquet")
+    assert line.startswith(f"--config {config} cannot be read (")
+
+
 def test_a_config_file_behind_the_command(tmp_path):
     line = fails(2, "label", "--config", tmp_path / "run.toml", DEMO / "pool.parquet", "-o", tmp_path / "out.parquet")
     assert line == "--config goes before the command: tjd --config FILE COMMAND ..."
@@ -448,6 +456,20 @@ def test_foreign_types_are_turned_into_ours_or_kept_apart(tmp_path):
     assert (row["votes"], row["source_votes"]) == ([True], "yes")
 
 
+def test_foreign_columns_in_whose_place_ours_are_filled_are_kept_apart(tmp_path):
+    foreign = [{"query": "Why?", "constraint": "Be kind.", "response": "a", "human": 1, "followed": False, "kind": "hard",
+                "query_id": "q", "group": "g", "instruction": "Why? Be kind.", "split": "test"}]  # fmt: skip
+    source, out = write(tmp_path / "f.parquet", foreign), tmp_path / "labels.parquet"
+    assert tjd("import", "labels", source, "--followed", "human", "--query-id", "group", "-o", out).exit_code == 0
+    [row] = tables.open_table(str(out), "labels").rows()
+    assert (row["followed"], row["kind"], row["query_id"], row["instruction"]) == (True, "soft", "g", "Why?")
+    kept = {name: value for name, value in row.items() if name.startswith("source_")}
+    assert kept == {
+        "source_followed": False, "source_kind": "hard", "source_query_id": "q", "source_instruction": "Why? Be kind.",
+    }  # fmt: skip
+    assert row["split"] == "test"
+
+
 def test_a_foreign_constraint_that_is_null(tmp_path):
     rows = [{"query": "a", "constraint": text, "response": "c", "followed": 1} for text in ("b", None)]
     source, out = write(tmp_path / "f.parquet", rows), tmp_path / "labels.parquet"
@@ -531,6 +553,19 @@ def test_scoring_constraints_that_are_no_objects(tmp_path):
     table = write(tmp_path / "x.parquet", [{"query": "q", "response": "r", "constraints": ["Be kind."]}])
     line = fails(3, "score", table, "-j", tmp_path / "no judges", "-o", tmp_path / "scores.parquet")
     assert line.endswith("not a list of objects with text and category")
+
+
+def test_the_first_verdict_stays_where_a_table_is_scored_again(tmp_path):
+    from tjd.rewards import Verdict
+    from tjd.stages import score as stage
+
+    source = labels(tmp_path / "labels.parquet", {})
+    for _ in range(2):
+        table, source = tables.open_table(str(source), "foreign"), tmp_path / "scores.parquet"
+        rows = list(stage.score(table.rows(), lambda pairs: [Verdict(False, 0.1, 0.5, "style") for _ in pairs]))
+        tables.write_rows(rows, str(source), stage.schema(table.schema), {})
+    [row] = tables.open_table(str(source), "scores").rows()
+    assert (row["followed"], row["teacher_followed"]) == (False, True)
 
 
 def test_a_null_constraint_or_category_gets_a_null_verdict(tmp_path):

@@ -104,6 +104,24 @@ def test_another_model_may_verify_and_no_path_is_kept(server, tmp_path):
     assert str(tmp_path) not in footer
 
 
+def test_constraints_are_checked_before_anything_is_asked(server, tmp_path):
+    rows = [
+        {"query": f"What is {i}?", "constraints": [{"kind": "soft" if i < 30 else "sotf", "text": "x"}]}
+        for i in range(31)
+    ]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = ("synthesize", tmp_path / "q.jsonl", "-t", MODEL, "--concurrency", 1, "-o", tmp_path / "out.parquet")
+    assert fails(3, *command).endswith("a rule needs a checker, a soft constraint needs a text")
+    assert server.calls == []
+
+
+def test_a_dry_run_plans_a_check_for_each_instruction_that_is_not_there_yet(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    queries = write(tmp_path / "q.parquet", [{"query_id": f"q{i}", "query": q} for i, q in enumerate([*RIVERS, None])])
+    result = tjd("synthesize", queries, "-t", RECORDED, "--verify", "--dry-run", "-o", tmp_path / "out.parquet")
+    assert re.search(r"recorded:\w+ +│ +10 │ +0 │", result.stdout), result.output
+
+
 def test_screening_flags_that_contradict(tmp_path):
     queries, out = write(tmp_path / "q.parquet", [{"query_id": "q", "query": "Why?"}]), tmp_path / "out.parquet"
     synthesize = ("synthesize", queries, "-t", RECORDED, "-o", out)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tjd.commands.pool import tell_round
 from tjd.config import SampleConfig
 from tjd.errors import ConfigError
 from tjd.pool import Acceptance, Plan
@@ -131,6 +132,33 @@ def test_a_target_out_of_reach() -> None:
     assert short.n == 0  # no instruction has such a constraint
 
 
+def test_a_response_counts_for_all_categories_of_its_instruction(capsys: pytest.CaptureFixture[str]) -> None:
+    table = [row for category in ("semantic", "style") for row in labels(10, 90, category=category)]
+    both = {"instruction": "do", "constraints": [soft("semantic"), soft("style")]}
+    rows = [{"instruction_id": f"i{i}", **both} for i in range(20)]
+    made = plan(table, rows, "new", target_balance=0.3, n=10)
+    semantic, style = made.shortages
+    assert (style.n, style.expected) == (0, semantic.expected)
+    assert semantic.n == 100  # 10 + n / 2 >= 0.3 (100 + n)
+    tell_round(made, SampleConfig(model=("new",), target_balance=0.3))
+    told = capsys.readouterr().err
+    assert "plan: style has 10.0% followed; what is planned above should make it 30.0%" in told
+    assert "warning" not in told
+
+
+@pytest.mark.parametrize(
+    ("model", "category", "advice"),
+    [("new", "other", "raise --n, or bring more instructions"), ("m", "style", "name another --model or --condition")],
+)
+def test_the_advice_names_what_is_missing(
+    model: str, category: str, advice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = SampleConfig(model=(model,), target_balance=0.4)
+    table = [*labels(0, 100), *labels(0, 100, condition=UNSEEN)]  # the model "m" never follows
+    tell_round(Plan(table, instructions(category=category), [model], config), config)
+    assert capsys.readouterr().err.endswith(f"warning: that is short of 40%; {advice}\n")
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 60), st.integers(0, 60), st.integers(0, 60), st.integers(0, 60), st.integers(1, 4), st.integers(0, 9)
@@ -161,6 +189,7 @@ def test_plans_keep_their_bounds(yes: int, no: int, bare_yes: int, bare_no: int,
     [
         ({"target_balance": 0.6}, "--target-balance is the share of the rarer verdict, in [0, 0.5], not 0.6"),
         ({"target_balance": 0.3, "temperature": 0}, "--target-balance asks for further responses"),
+        ({"condition": (SEEN, UNSEEN, SEEN)}, "--condition with_constraint is given twice; once is enough"),
     ],
 )
 def test_flags_out_of_range(flags: dict[str, Any], told: str) -> None:

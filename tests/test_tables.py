@@ -1,10 +1,12 @@
 """Tables: checked reads, atomic writes, provenance, streaming."""
 
 import io
+import json
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -138,6 +140,16 @@ def test_queries_may_be_jsonl(tmp_path: Path) -> None:
     assert second["query_id"] == tables.text_id("zwei 二")
 
 
+@pytest.mark.parametrize("kwargs", [[{}, {}], [{"n": 1}, {"n": "two", "words": ["a"]}], [None, '{"n": 1}']])
+def test_kwargs_of_rules_in_jsonl_may_be_of_any_kind(tmp_path: Path, kwargs: list[Any]) -> None:
+    rows = [{"query": str(i), "constraints": [{"checker": "c", "kwargs": each}]} for i, each in enumerate(kwargs)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = list(tables.open_table(str(tmp_path / "q.jsonl"), "queries").rows())
+    assert [row["constraints"][0]["kwargs"] for row in found] == [
+        each if each is None or isinstance(each, str) else json.dumps(each) for each in kwargs
+    ]
+
+
 def test_queries_may_be_csv(tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text('query_id,query\n007,"one, two"\n008,NA\n')
     rows = list(tables.open_table(str(tmp_path / "q.csv"), "queries").rows())
@@ -215,6 +227,21 @@ tables.write_rows(table.rows(), "-", tables.output_schema("queries", like=table.
     done = subprocess.run([sys.executable, "-c", code], input=sent, capture_output=True, check=True)
     assert done.stdout == sent
     assert done.stderr == b""
+
+
+def test_a_command_that_fails_sends_nothing_down_the_pipe() -> None:
+    code = """
+from tjd import tables
+
+def rows():
+    yield from [{"query_id": str(i), "query": "x"} for i in range(tables.ROWS_PER_GROUP)]
+    raise RuntimeError("boom")
+
+tables.write_rows(rows(), "-", tables.QUERIES, {})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert b"boom" in done.stderr
+    assert done.stdout == b""
 
 
 def test_an_empty_pipe_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,3 +373,18 @@ def test_a_null_that_is_needed_is_told(tmp_path: Path) -> None:
         tables.open_table(path, "labels", not_null=("query_id", "query"))
     write(tmp_path / "l.parquet", rows[:3], "labels")
     assert len(tables.open_table(path, "labels", not_null=("query_id", "query"))) == 3
+
+
+def test_reading_text_takes_time_in_proportion_to_its_rows(tmp_path: Path) -> None:
+    lines = [json.dumps({"query_id": i, "query": "x", "language": "en", "source": "y"}) for i in range(8000)]
+    (tmp_path / "q.jsonl").write_text("\n".join(lines))
+    start = time.perf_counter()
+    assert len(tables.open_table(str(tmp_path / "q.jsonl"), "queries")) == 8000
+    assert time.perf_counter() - start < 3
+
+
+def test_pairs_of_a_foreign_table_have_keys_of_text() -> None:
+    row = {"query": "q", "response": "r", "constraint": "c"}
+    nameless, named = tables.pairs([row, row | {"response_id": 0, "constraint_id": 7}])
+    assert (nameless["response_id"], nameless["constraint_id"]) == (tables.text_id("q", "r"), tables.text_id("c"))
+    assert (named["response_id"], named["constraint_id"]) == ("0", "7")

@@ -91,7 +91,7 @@ def _default_map(path: Path) -> dict[str, Any]:
     """Read defaults from a TOML file; an unknown command or flag is an error that names the nearest."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as exc:
+    except (OSError, ValueError) as exc:  # no TOML, or not even UTF-8
         raise ConfigError(f"--config {path} cannot be read ({exc})") from exc
     return _defaults(tables, typer.main.get_command(app), f"in {path}")
 

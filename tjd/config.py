@@ -200,6 +200,8 @@ class SampleConfig:
         for name in self.condition:
             if name not in CONDITIONS:
                 raise ConfigError(f"--condition must be one of {', '.join(CONDITIONS)}, not '{name}'")
+            if self.condition.count(name) > 1:
+                raise ConfigError(f"--condition {name} is given twice; once is enough")
         if not 0 <= self.target_balance <= 0.5:
             raise ConfigError(
                 f"--target-balance is the share of the rarer verdict, in [0, 0.5], not {self.target_balance}"

@@ -74,8 +74,8 @@ class Shortage:
     category: str
     followed: bool  # the verdict that is rare
     share: float  # of it among the labels so far
-    expected: float  # of it when the plan is carried out
-    n: int  # responses that are planned
+    expected: float  # of it when what is planned for it and for the shortages before it is carried out
+    n: int  # responses that are planned for it
     sources: Sequence[tuple[str, str]]  # models and conditions that give it
 
 
@@ -127,6 +127,9 @@ class Plan:
         target, followed = self._config.target_balance, verdicts[True] < verdicts[False]
         rare, total = float(verdicts[followed]), verdicts[True] + verdicts[False]
         share = rare / total
+        for (key, model, condition), n_planned in self._extra.items():  # for categories that an instruction has besides
+            rare += rates[model, condition] * n_planned * constraints.get(key, 0)
+            total += n_planned * constraints.get(key, 0)
         sources = [source for source, rate in rates.items() if rate > target]  # from others it would get rarer yet
         ids = sorted(constraints)
         random.Random(self._config.seed).shuffle(ids)

@@ -439,20 +439,24 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def require_constraints(table: Table) -> None:
-    """Raise DataError unless a table has soft constraints, as a list (instructions) or one a row (labels)."""
-    names = table.schema.names
-    if "constraints" in names:
+def require_constraints(table: Table, need: Sequence[str] = ("text", "category")) -> None:
+    """Raise DataError unless a table has constraints with these fields.
+
+    They are a list a row (instructions, responses), or one a row (labels), whose text is in `constraint`.
+    """
+    if "constraints" in table.schema.names:
         kind = table.schema.field("constraints").type
-        item = kind.value_type if _is_list(kind) else kind
-        if not pa.types.is_struct(item) or not {"text", "category"} <= {field.name for field in item}:
+        is_list = _is_list(kind) and pa.types.is_struct(kind.value_type)
+        items = {field.name: field.type for field in kind.value_type} if is_list else {}
+        if not all(name in items and castable(items[name], CONSTRAINT.field(name).type) for name in need):
             raise DataError(
-                f"column 'constraints' of {table.name} has type {kind}, not a list of objects with text and category"
+                f"column 'constraints' of {table.name} has type {kind}, not a list of objects with {' and '.join(need)}"
             )
-    elif not {"constraint", "category"} <= set(names):
-        raise DataError(
-            f"{table.name} has neither a column 'constraints' nor both 'constraint' and 'category'; give labels"
-        )
+        return
+    flat = ["constraint" if name == "text" else name for name in need]
+    if not set(flat) <= set(table.schema.names):
+        told = ("both " if len(flat) > 1 else "") + " and ".join(f"'{name}'" for name in flat)
+        raise DataError(f"{table.name} has neither a column 'constraints' nor {told}; give labels")
 
 
 def one_per_constraint(row: Row) -> Iterator[Row]:
@@ -463,6 +467,42 @@ def one_per_constraint(row: Row) -> Iterator[Row]:
     shared = {name: value for name, value in row.items() if name != "constraints"}
     for constraint in row["constraints"] or ():
         yield shared | {("constraint" if name == "text" else name): value for name, value in constraint.items()}
+
+
+def kwargs_text(kwargs: Mapping[str, Any]) -> str:
+    """Kwargs of a checker as JSON; nulls are left out: Arrow gives every struct of a column the fields of all others."""
+    return json.dumps({name: value for name, value in kwargs.items() if value is not None}, ensure_ascii=False)
+
+
+def pairs(rows: Iterable[Row]) -> Iterator[Row]:
+    """One row per (response, constraint), with both keys as text; what `followed` held is in `teacher_followed` too.
+
+    A foreign row gets the keys it lacks: digests of its texts. Where `teacher_followed` is there already, it stays.
+    """
+    for row in rows:
+        for pair in one_per_constraint(row):
+            before = {"teacher_followed": pair["followed"]} if "followed" in pair else {}
+            prompt = pair.get("instruction") or pair.get("query") or ""
+            rule = None if pair.get("checker") is None else (pair["checker"], pair.get("kwargs"))
+            texts_of = {"response_id": (prompt, pair["response"]), "constraint_id": rule or (pair.get("constraint"),)}
+            keys = {
+                key: text_id(*map(str, texts)) if pair.get(key) in (None, "") else str(pair[key])
+                for key, texts in texts_of.items()
+            }
+            yield before | pair | keys
+
+
+def schema_of_pairs(kind: str, found: pa.Schema) -> pa.Schema:
+    """The columns of `kind`, then those of `pairs` of a table."""
+    fields = list(found)
+    if "constraints" in found.names:
+        items = found.field("constraints").type.value_type
+        own = [field.with_name("constraint") if field.name == "text" else field for field in items]
+        hidden = {"constraints", *(field.name for field in own)}
+        fields = [*(field for field in fields if field.name not in hidden), *own]
+    if "teacher_followed" not in found.names:
+        fields = [field.with_name("teacher_followed") if field.name == "followed" else field for field in fields]
+    return output_schema(kind, like=pa.schema(fields))
 
 
 def text_id(*parts: str) -> str:
@@ -579,7 +619,9 @@ def _read_text_table(raw: pa.NativeFile, name: str) -> pa.Table:
             )
             if not all(isinstance(row, dict) for row in rows):
                 raise ValueError("a row is not an object")
-            columns = {column: [row.get(column) for row in rows] for row in rows for column in row}
+            _encode_kwargs(rows)
+            names = dict.fromkeys(column for row in rows for column in row)
+            columns = {column: [row.get(column) for row in rows] for column in names}
         else:
             frame = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)  # "NA" is a text like any other
             columns = frame.to_dict("list")
@@ -590,6 +632,15 @@ def _read_text_table(raw: pa.NativeFile, name: str) -> pa.Table:
         return pa.table(columns)
     except (ValueError, pa.ArrowException) as exc:
         raise DataError(f"{name} is neither Parquet, JSON, JSONL nor CSV ({_first_line(exc)})") from exc
+
+
+def _encode_kwargs(rows: Iterable[Row]) -> None:
+    """Put JSON text in the place of the kwargs of constraints: each checker has its own, so they fit no common type."""
+    for row in rows:
+        constraints = row.get("constraints")
+        for constraint in constraints if isinstance(constraints, list) else ():
+            if isinstance(constraint, dict) and isinstance(constraint.get("kwargs"), dict):
+                constraint["kwargs"] = kwargs_text(constraint["kwargs"])
 
 
 def _ids_of_queries(queries: Sequence[object], name: str) -> list[str]:
@@ -713,11 +764,31 @@ def _require_filled(table: Table, columns: Sequence[str]) -> None:
 @contextmanager
 def _atomic(out: str) -> Iterator[IO[bytes]]:
     require_writable(out)
-    if out == STDIO:
-        yield sys.stdout.buffer
+    try:
+        with _sent_when_whole() if out == STDIO else _put_when_whole(Path(out)) as sink:
+            yield sink
+    except OSError as exc:
+        if exc.errno not in NO_ROOM:
+            raise
+        name = "the temporary file of standard output" if out == STDIO else out
+        raise DataError(
+            f"{name} cannot be written ({exc.strerror}); free space and run the same command again: answers that "
+            "arrived are kept"
+        ) from exc
+
+
+@contextmanager
+def _sent_when_whole() -> Iterator[IO[bytes]]:
+    """A Parquet writer ends in a valid footer also where its rows failed; the next command shall not take that for all."""
+    with tempfile.TemporaryFile() as spool:
+        yield spool
+        spool.seek(0)
+        shutil.copyfileobj(spool, sys.stdout.buffer)
         sys.stdout.buffer.flush()
-        return
-    path = Path(out)
+
+
+@contextmanager
+def _put_when_whole(path: Path) -> Iterator[IO[bytes]]:
     partial = path.with_name(f".{path.name}.partial")
     try:
         with open(partial, "wb") as sink:
@@ -725,13 +796,8 @@ def _atomic(out: str) -> Iterator[IO[bytes]]:
             sink.flush()
             os.fsync(sink.fileno())
         os.replace(partial, path)
-    except BaseException as exc:
+    except BaseException:
         partial.unlink(missing_ok=True)
-        if isinstance(exc, OSError) and exc.errno in NO_ROOM:
-            raise DataError(
-                f"{out} cannot be written ({exc.strerror}); free space and run the same command again: answers that "
-                "arrived are kept"
-            ) from exc
         raise
 
 

@@ -130,6 +130,18 @@ def test_raters_who_always_say_yes_have_no_kappa(tmp_path):
     assert share["low"] < 1
 
 
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"votes": 1}, "row 1 has 1 in the column 'votes'; it must be a list (--rater names a column per rater)"),
+        ({"votes": [1, 0], "teachers": "ab"}, "row 1 has 'ab' in the column 'teachers'; it must be a list "),
+        ({"votes": [1, 0, 1], "teachers": ["a", "b"]}, "row 1 has 3 votes and 2 teachers; give each vote its teacher"),
+    ],
+)
+def test_votes_that_are_nobodys(tmp_path, row, told):
+    assert fails(3, "agreement", write(tmp_path / "t.parquet", [{"query_id": "q"} | row])).startswith(told)
+
+
 def test_what_cannot_be_measured(tmp_path):
     table = rated(tmp_path / "t.parquet", (1, 0, 1), (1, 5, 1))
     line = fails(3, "agreement", table, *raters(*PEOPLE))

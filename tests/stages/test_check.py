@@ -114,6 +114,18 @@ def test_a_flat_table_needs_no_keys(tmp_path: Path) -> None:
     rows = checked(out)
     assert [(row["followed"], row["teacher_followed"]) for row in rows] == [(False, True), (True, False)]
     assert rows[0]["response_id"] == rows[1]["response_id"]
+    numbered = write(tmp_path / "numbered.parquet", [row | {"response_id": i} for i, row in enumerate(flat)])
+    assert tjd("check", numbered, "-o", out).exit_code == 0
+    assert [row["response_id"] for row in checked(out)] == ["0", "1"]
+
+
+def test_the_first_verdict_stays_where_a_table_is_checked_again(tmp_path: Path) -> None:
+    flat = [{"query": "q", "response": "a, b", "checker": NO_COMMA["checker"], "kwargs": None, "followed": True}]
+    once, twice = tmp_path / "once.parquet", tmp_path / "twice.parquet"
+    assert tjd("check", write(tmp_path / "in.parquet", flat), "-o", once).exit_code == 0
+    assert tjd("check", once, "-o", twice).exit_code == 0
+    assert checked(twice) == checked(once)
+    assert [(row["followed"], row["teacher_followed"]) for row in checked(twice)] == [(False, True)]
 
 
 def test_kwargs_may_be_a_struct_padded_with_nulls(tmp_path: Path) -> None:
@@ -203,7 +215,11 @@ def test_an_unknown_suite() -> None:
         CheckConfig(suite="ifevil")  # type: ignore[arg-type]
 
 
-def test_a_table_without_rules(tmp_path: Path) -> None:
-    table = write(tmp_path / "in.parquet", [{"query": "q", "response": "text"}])
-    line = fails(3, "check", table, "-o", tmp_path / "out.parquet")
-    assert line.startswith("the table has no rule constraints: it needs a column 'constraints'")
+def test_a_table_that_cannot_have_rules(tmp_path: Path) -> None:
+    table, out = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    write(table, [{"query": "q", "response": "text"}])
+    line = fails(3, "check", table, "-o", out)
+    assert line == f"{table} has neither a column 'constraints' nor 'checker'; give labels"
+    for constraints in ("no commas", ["no commas"], NO_COMMA, [{"text": "no commas"}], [{"checker": 3}]):
+        write(table, [{"query": "q", "response": "text", "constraints": constraints}])
+        assert fails(3, "check", table, "-o", out).endswith(", not a list of objects with checker")

@@ -143,10 +143,29 @@ def test_given_constraints_are_kept_and_completed() -> None:
     assert row["constraints"][0]["kwargs"] == '{"n": 0}'
     (failed,) = synthesized(queries(1, constraints=given_), lambda request: "no JSON")
     assert [c["constraint_id"] for c in failed["constraints"]] == ["q0/rule-0", "mine"]
+    given_ = [
+        {"text": "short"},
+        {"constraint_id": "q0/soft-0", "text": "kind"},
+        {"constraint_id": "q0/soft-3", "text": "x"},
+    ]
+    (row,) = synthesized(queries(1, constraints=given_), per_query=2)
+    assert [c["constraint_id"][-1] for c in row["constraints"]] == ["1", "0", "3", "4", "5"]
     assert failed["instruction"] is None
 
 
-@pytest.mark.parametrize("bad", ["text", [1], [{"kind": "rule"}], [{"kind": "soft"}], [{"kind": "odd", "text": "x"}]])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "text",
+        [1],
+        [{"kind": "rule"}],
+        [{"kind": "soft"}],
+        [{"kind": "odd", "text": "x"}],
+        [{"text": 3}],
+        [{"checker": "c", "kwargs": [1]}],
+        [{"text": "x", "category": 1}],
+    ],
+)
 def test_constraints_that_are_none_are_told(bad: object) -> None:
     with pytest.raises(DataError, match="query q0: "):
         synthesized(queries(1, constraints=bad))

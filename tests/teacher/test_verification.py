@@ -7,8 +7,8 @@ import pytest
 
 from tjd import prompts
 from tjd.prompts import Prompt
-from tjd.teacher import Completion
-from tjd.teacher.verification import VARIABLES, once_more, read, verification_request
+from tjd.teacher import Completion, once_more
+from tjd.teacher.verification import VARIABLES, read, unreadable, verification_request
 
 SOUND = {"why": "", "same_request": True, "contained": [True, True], "compatible": True}
 
@@ -75,7 +75,7 @@ def test_what_cannot_be_read_is_null(completion: Completion, reason: str) -> Non
 
 def test_only_what_cannot_be_read_is_asked_again() -> None:
     request = verification_request(prompts.load("verify.v1", VARIABLES), "a", "b", [{"text": "c"}, {"text": "d"}])
-    again = once_more(Prompt("again", "unreadable: $reason"))
+    again = once_more(unreadable, Prompt("again", "unreadable: $reason"))
     assert again(request, said()) is None
     assert again(request, said(compatible=False)) is None
     follow_up = again(request, Completion("Well.", "t", "stop"))

@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tjd.commands.common import AsJson, Limit, MetricsOut, Out, open_budget, open_models, used, writable
+from tjd.commands.common import AsJson, Limit, MetricsOut, Out, open_models, used, writable
 from tjd.commands.data import import_app
 from tjd.commands.terminal import (
     Line,
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from tjd.benchmarks.responses import Responses
     from tjd.tables import Row
     from tjd.teacher import Again, Ask, Completion, Request, Teacher
-    from tjd.teacher.budget import Budget
 
 app = typer.Typer()
 
@@ -122,10 +121,11 @@ def evaluate_command(
         raise ConfigError(told + hint)
     with ExitStack() as stack:
         bars = stack.enter_context(progress())
-        judges = [config.judge] if templates else []
-        budget = open_budget([*(name for name in config.model if not Path(name).is_file()), *judges], backend)
-        models, asked, read = _models(config, backend, budget, every, rows, bars)
-        judge = next(iter(open_models("evaluate", judges, backend, budget)), None)
+        files = [name for name in config.model if Path(name).is_file()]
+        names = [name for name in config.model if name not in files]
+        asked = open_models("evaluate", [*names, *([config.judge] if templates else [])], backend)
+        judge = asked.pop() if templates else None
+        models, read = _models(config, asked, files, every, rows, bars)
         if judge is not None:
             stack.enter_context(closing(judge))
             if config.judge == "hf:embedded" or config.judge.startswith("recorded:"):
@@ -189,19 +189,17 @@ def _sources(benchmark: Sequence[str], data: Path | None) -> dict[str, str]:
 
 def _models(
     config: EvaluateConfig,
-    backend: BackendConfig,
-    budget: "Budget",
+    asked: "Sequence[Teacher]",
+    files: Sequence[str],
     every: "Mapping[str, Sequence[Row]]",
     rows: "Sequence[Row]",
     bars: "Progress",
-) -> "tuple[Iterator[tuple[str, Any]], list[Teacher], dict[str, str]]":
-    """Who answers, with how; those that are asked; and the digests of the files of responses."""
+) -> "tuple[Iterator[tuple[str, Any]], dict[str, str]]":
+    """Who answers, with how: those that are asked, then what files of responses hold; and the digests of the files."""
     from tjd import tables
     from tjd.benchmarks import responses
     from tjd.stages import evaluate as stage
 
-    files = [name for name in config.model if Path(name).is_file()]
-    asked = open_models("evaluate", [name for name in config.model if name not in files], backend, budget)
     recorded: list[Responses] = []
     for path in files:
         entries = responses.read(path, list(every))
@@ -218,7 +216,7 @@ def _models(
                 yield model.name, stage.live(_with_bar(model.ask, model.name, bars), config)
         yield from ((entry.model, stage.recorded(entry)) for entry in recorded)
 
-    return in_turn(), asked, {f"responses {Path(path).name}": tables.file_digest(path) for path in files}
+    return in_turn(), {f"responses {Path(path).name}": tables.file_digest(path) for path in files}
 
 
 def _tell_coverage(

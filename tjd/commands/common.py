@@ -124,6 +124,14 @@ class Written:
             )
 
 
+class Models(list["Teacher"]):
+    """Models to ask, and what they may spend together."""
+
+    def __init__(self, models: "Iterable[Teacher]", budget: "Budget") -> None:
+        super().__init__(models)
+        self.budget = budget
+
+
 class Waiting:
     """What models are waiting for, whenever a bar is drawn."""
 
@@ -154,14 +162,13 @@ def write(
     config: Any,
     inputs: "Mapping[str, Table]",
     prompts: "Sequence[Prompt]" = (),
-    models: "Sequence[Teacher]" = (),
+    models: Models | None = None,
     *,
     digests: Mapping[str, str] | None = None,
     chosen: tuple[Sequence[str], int] = ((), 0),
     shard: Shard | None = None,
     null: str | None = None,
     total: int | None = None,
-    budget: "Budget | None" = None,
 ) -> Written:
     """Write a table with its provenance and say in one line what it holds.
 
@@ -179,55 +186,74 @@ def write(
         shard: `--shard`.
         null: The column that is null where a row failed.
         total: How many rows there will be, where known.
-        budget: What the models may spend, and have spent.
 
     Raises:
         BudgetError: `--max-cost` is reached; nothing is written, and the same command goes on from the cache.
     """
     from tjd import tables
 
-    settings = dict(config) if isinstance(config, Mapping) else as_dict(config)
-    settings |= {"where": list(chosen[0]), "limit": chosen[1]}
-    if "teacher" in settings and models:
-        names = [model.name for model in models]
-        settings["teacher"] = names if isinstance(settings["teacher"], list) else names[0]
-    if "model" in settings and models:
-        settings["model"] = [model.name for model in models]
-    read = {name: table.digest for name, table in inputs.items()} | dict(digests or {})
-    read |= {model.name: model.digest for model in models if model.digest}
-    source = tables.provenance(stage, settings, read, {prompt.name: prompt.digest for prompt in prompts})
+    asked = models or ()
+    source = provenance(stage, config, inputs, prompts, asked, digests=digests, chosen=chosen)
     written = Written(out, null)
     if shard is not None:
         source |= {"shard": {"number": shard.number, "of": shard.of}}  # beside the config: `tjd concat` takes it out
         total = total and total // shard.of
     with ExitStack() as stack:
-        for model in models:
+        for model in asked:
             stack.enter_context(closing(model))  # calls in flight are paid: they may still arrive and be kept
         bars = stack.enter_context(progress())
         task = bars.add_task(stage, total=total)
-        waiting = Waiting(models)
+        waiting = Waiting(asked)
 
         def shown() -> "Iterator[Row]":
             for row in written.count(rows):
                 yield row
-                note = money(written, total, models, budget) if budget and not bars.disable else ""
+                note = money(written, total, models, models.budget) if models and not bars.disable else ""
                 bars.update(task, advance=1, note=note or waiting)
 
         bars.update(task, note=waiting)
         try:
             tables.write_rows(shown(), out, schema, source)
         except BudgetError as exc:
-            remain = f"{written.n_rows} of {total} rows are done, {total - written.n_rows} remain" if total else ""
-            raise BudgetError(f"{stage}: {remain or counted(written.n_rows, 'row') + ' done'}; {exc}") from exc
+            done = f"{counted(written.n_rows, 'row')} done"
+            if total and shard is None:  # of a part the total is an estimate, for the bar alone
+                done = f"{written.n_rows} of {total} rows are done, {total - written.n_rows} remain"
+            raise BudgetError(f"{stage}: {done}; {exc}") from exc
     told = [counted(written.n_rows, "row")]
     if written.n_null:
         common = max(written.reasons, key=lambda reason: written.reasons[reason])
         told.append(f"{written.n_null} without {null} (mostly: {common})")
     votes = written.told_of_votes()
-    told += [used(model.usage, failed=not votes) for model in models] + votes
+    told += [used(model.usage, failed=not votes) for model in asked] + votes
     part = f" (part {shard.number} of {shard.of})" if shard else ""
     say(f"{stage}{part}: {', '.join(told)} -> {'standard output' if out == tables.STDIO else out}")
     return written
+
+
+def provenance(
+    stage: str,
+    config: Any,
+    inputs: "Mapping[str, Table]",
+    prompts: "Sequence[Prompt]",
+    models: "Sequence[Teacher]",
+    *,
+    digests: Mapping[str, str] | None = None,
+    chosen: tuple[Sequence[str], int] = ((), 0),
+) -> "Row":
+    """What the footer of a table says, with the public names of models; see `write`."""
+    from tjd import tables
+
+    settings = dict(config) if isinstance(config, Mapping) else as_dict(config)
+    settings |= {"where": list(chosen[0]), "limit": chosen[1]}
+    read = {name: table.digest for name, table in inputs.items()} | dict(digests or {})
+    if models:
+        names = [model.name for model in models]
+        if "teacher" in settings:
+            settings["teacher"] = names if isinstance(settings["teacher"], list) else names[0]
+        if "model" in settings:
+            settings["model"] = names
+        read |= {model.name: model.digest for model in models if model.digest}
+    return tables.provenance(stage, settings, read, {prompt.name: prompt.digest for prompt in prompts})
 
 
 def require_figure(command: str, path: Path) -> None:
@@ -264,11 +290,10 @@ def open_models(
     command: str,
     names: Sequence[str],
     backend: BackendConfig,
-    budget: "Budget | None" = None,
     *,
     dry_run: bool = False,
-) -> "list[Teacher]":
-    """Open models to ask (in a dry run, to plan for), after checking their names and that their packages are there."""
+) -> Models:
+    """Open all models that a command asks (in a dry run, plans for), after checking names, packages and prices."""
     for name in names:
         _require_model(name)
     if any(name.startswith("hf:") for name in names):
@@ -277,18 +302,13 @@ def open_models(
         need(command, "teacher", "litellm")
     from tjd.backbone import cache_folder
     from tjd.teacher import open_teacher
+    from tjd.teacher.budget import Budget, require_priced
     from tjd.teacher.plan import Planned
 
-    models = [open_teacher(name, backend, cache_folder(), budget) for name in names]
-    return [Planned(model) if dry_run else model for model in models]
-
-
-def open_budget(names: Sequence[str], backend: BackendConfig) -> "Budget":
-    """What these models, all that a command asks, may spend together."""
-    from tjd.teacher.budget import Budget, require_priced
-
     require_priced(backend, names)
-    return Budget(backend.max_cost)
+    budget = Budget(backend.max_cost)
+    models = [open_teacher(name, backend, cache_folder(), budget) for name in names]
+    return Models([Planned(model) for model in models] if dry_run else models, budget)
 
 
 def _require_model(name: str) -> None:

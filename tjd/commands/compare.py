@@ -54,6 +54,7 @@ app = typer.Typer()
 def eval_judge_command(
     labels: Annotated[str, typer.Argument(help="Labels to agree with: Parquet or `-`.")],
     config: EvalJudgeConfig,
+    backend: BackendConfig,
     judges: Annotated[
         list[Path], typer.Option("--judges", "-j", help="Folder that `tjd train-judge` wrote; repeatable.")
     ] = [],  # noqa: B006
@@ -87,7 +88,7 @@ def eval_judge_command(
         say(f"eval-judge: {len(found) - len(rows)} of {len(found)} rows left out, whose voters agree less")
     with ExitStack() as stack:
         bars = stack.enter_context(progress())
-        field = _contestants(judges, config, found, rows, bars, stack)
+        field = _contestants(judges, config, backend, found, rows, bars, stack)
         if left_out := stage.uncovered(rows, field.judges):
             names = ", ".join(sorted({row["category"] for row in left_out}))
             what = f"{len(left_out)} of {counted(len(rows), 'row')} left out"
@@ -126,6 +127,7 @@ class Field:
 def _contestants(
     folders: Sequence[Path],
     config: EvalJudgeConfig,
+    backend: BackendConfig,
     table: "Sequence[Row]",
     rows: "Sequence[Row]",
     bars: "Progress",
@@ -146,6 +148,9 @@ def _contestants(
             "the judges split their rows with different seeds, so they have no test rows in common; give the labels a "
             "column 'split', or train the judges with one --seed"
         )
+    pairs = [(teacher, mode) for teacher in config.teacher for mode in dict.fromkeys(config.teacher_mode)]
+    told = [teacher for teacher, mode in pairs if not _is_zero_shot(teacher, mode)]
+    opened = iter(open_models("eval-judge", told, backend))
     field = Field([], seeds.pop() if seeds else 0, {}, [], [], [])
     for (folder, manifest), name in zip(manifests.items(), _names(manifests), strict=True):
         judge = ensemble.load(folder, dtype=config.dtype, engine=config.engine)
@@ -157,21 +162,25 @@ def _contestants(
     categories = frozenset.intersection(*covered) if covered else None
     train = replace(trained[0] if trained else TrainJudgeConfig(), dtype=config.dtype)
     shown = [ensemble.prompt_of(manifest) for manifest in manifests.values()] or [ensemble.load_prompt(train.prompt)]
-    for teacher in config.teacher:
-        for mode in dict.fromkeys(config.teacher_mode):
-            if teacher.startswith("hf:") and mode == "pointwise":
-                name, score = _zero_shot(field, teacher.removeprefix("hf:"), train, shown[0], rows)
-                choose, slice_rows = True, 512
-            else:
-                name, score = _asked(field, teacher, mode, table, stack)
-                choose, slice_rows = False, max(1, len(rows))  # a response's constraints are asked about together
-            score = with_bar(score, name, bars, slice_rows)
-            field.judges.append(Judge(name, score, categories, choose_thresholds=choose))
+    for teacher, mode in pairs:
+        if _is_zero_shot(teacher, mode):
+            name, score = _zero_shot(field, teacher.removeprefix("hf:"), train, shown[0], rows)
+            choose, slice_rows = True, 512
+        else:
+            name, score = _asked(field, next(opened), mode, table, stack)
+            choose, slice_rows = False, max(1, len(rows))  # a response's constraints are asked about together
+        score = with_bar(score, name, bars, slice_rows)
+        field.judges.append(Judge(name, score, categories, choose_thresholds=choose))
     names = [judge.name for judge in field.judges]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"two judges are called {name}; rename one folder or leave one out")
     return field
+
+
+def _is_zero_shot(teacher: str, mode: str) -> bool:
+    """Whether a teacher's verdict is read off its next token; any other is asked in words."""
+    return teacher.startswith("hf:") and mode == "pointwise"
 
 
 def _zero_shot(
@@ -187,13 +196,14 @@ def _zero_shot(
     return name, ensemble.zero_shot(base, prompt, train, {str(row["category"]) for row in rows}).score
 
 
-def _asked(field: Field, name: str, mode: Any, table: "Sequence[Row]", stack: ExitStack) -> "tuple[str, Scorer]":
+def _asked(
+    field: Field, teacher: "Teacher", mode: Any, table: "Sequence[Row]", stack: ExitStack
+) -> "tuple[str, Scorer]":
     """A model that is asked in words, as `tjd label` asks it."""
     from tjd import prompts
     from tjd.stages.eval_judge import asked
     from tjd.teacher.verdicts import VARIABLES
 
-    [teacher] = open_models("eval-judge", [name], BackendConfig())
     stack.enter_context(closing(teacher))  # calls in flight are paid: they may still arrive and be kept
     prompt, again = prompts.load(f"label.{mode}.v1", VARIABLES[mode]), prompts.load("again.v1", ["reason"])
     field.prompts += [prompt, again]

@@ -20,9 +20,9 @@ from tjd.commands.common import (
     ShardOption,
     Taxonomy,
     Where,
-    open_budget,
     open_models,
     own_checkers,
+    provenance,
     rows_of,
     tell_plan,
     writable,
@@ -85,11 +85,12 @@ def synthesize_command(
     table = tables.open_table(queries, "queries", need=("query", "query_id"))
     like = table.schema
     names = [config.teacher, *({config.verifier} - {"", config.teacher})]
-    budget = open_budget(names, backend)
-    models = open_models("synthesize", names, backend, budget, dry_run=dry_run)
+    models = open_models("synthesize", names, backend, dry_run=dry_run)
     teacher, verifier = models[0], models[-1]
 
     part = shards.part_of(table, where, limit, shard)
+    for row in part.rows() if "constraints" in table.schema.names else ():
+        stage.given_constraints(row)  # raises before anything is paid for
     rows: Iterable[screen.Screened] = part.rows(earlier=True)
     if config.dedup:
         rows = screen.distinct(rows, "query", Seen(config.dedup, config.seed))
@@ -99,19 +100,14 @@ def synthesize_command(
         rows = screen.distinct(rows, "instruction", Seen(config.dedup, config.seed))
     if config.verify:
         templates.append(verification := prompts.load("verify.v1", VARIABLES))
-        rows = screen.verify(rows, verification, again, verifier.ask, config)
+        rows = screen.verify(screen.foreseen(rows) if dry_run else rows, verification, again, verifier.ask, config)
         like = screen.with_verified(like)
     if dry_run:
         return tell_plan(rows, models, out)
 
-    settings = as_dict(config) | {"teacher": teacher.name, "verifier": verifier.name if config.verify else ""}
-    digests = {"queries": table.digest} | {model.name: model.digest for model in models if model.digest}
-    source = tables.provenance(
-        "synthesize",
-        settings | {"where": list(where), "limit": limit},
-        digests,
-        {template.name: template.digest for template in templates},
-    )
+    settings = as_dict(config) | {"verifier": verifier.name if config.verify else ""}
+    inputs, chosen = {"queries": table}, (where, limit)
+    source = provenance("synthesize", settings, inputs, templates, models, chosen=chosen)
     schema = partial(tables.output_schema, like=like, drop=["category"])
     with ExitStack() as stack:
         keep = stack.enter_context(tables.row_writer(rejected, schema("rejected"), source)) if rejected else None
@@ -122,14 +118,13 @@ def synthesize_command(
             schema("instructions"),
             "synthesize",
             settings,
-            {"queries": table},
+            inputs,
             templates,
             models,
-            chosen=(where, limit),
+            chosen=chosen,
             shard=shard,
             null="instruction",
             total=table.n_rows(where, limit),
-            budget=budget,
         )
     if config.dedup or config.verify:
         screening.tell(rejected)
@@ -168,8 +163,7 @@ def sample_command(
     table = tables.open_table(instructions, "instructions", need=stage.NEED)
     inputs, seeds = {"instructions": table}, None
     schema = tables.output_schema("responses", like=table.schema)
-    budget = open_budget(config.model, backend)
-    models = open_models("sample", config.model, backend, budget, dry_run=dry_run)
+    models = open_models("sample", config.model, backend, dry_run=dry_run)
     if labels:
         inputs["labels"] = tables.open_table(labels, "labels", need=LABELLED)
         plan = Plan(inputs["labels"].rows(), rows_of(table, where, limit), [model.name for model in models], config)
@@ -195,7 +189,6 @@ def sample_command(
         shard=shard,
         null="response",
         total=None if n_rows is None else n_rows * len(models) * len(config.condition) * config.n,
-        budget=budget,
     )
     tell_acceptance(acceptance, "responses")
     written.require_valid(config.max_invalid)
@@ -234,8 +227,7 @@ def label_command(
     again = prompts.load("again.v1", ["reason"])
     table = tables.open_table(responses, "responses", need=stage.NEED)
     schema = tables.output_schema("labels", like=table.schema, drop=["constraints"])
-    budget = open_budget(config.teacher, backend)
-    teachers = open_models("label", config.teacher, backend, budget, dry_run=dry_run)
+    teachers = open_models("label", config.teacher, backend, dry_run=dry_run)
     check = partial(verdict, checkers=own)
     acceptance = Acceptance()
     rows = stage.label(rows_of(table, where, limit, shard), prompt, again, panel(teachers), config, check)
@@ -260,7 +252,6 @@ def label_command(
         shard=shard,
         null="followed",
         total=table.n_rows(where, limit, "constraints"),
-        budget=budget,
     )
     if found := agreement.agreement(ratings, AgreementConfig(seed=config.seed)):
         print_agreement(found, sys.stderr)

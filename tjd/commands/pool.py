@@ -91,7 +91,9 @@ def tell_round(plan: "Plan", config: SampleConfig) -> None:
         if short.n:
             sources = ", ".join(f"{model} {condition}" for model, condition in short.sources)
             told += f"; {counted(short.n, 'response')} by {sources} should make it {short.expected:.1%}"
+        elif short.expected != short.share:
+            told += f"; what is planned above should make it {short.expected:.1%}"
         say(told)
         if short.expected < config.target_balance:
-            advice = "raise --n, or bring more instructions" if short.n else "name another --model or --condition"
+            advice = "raise --n, or bring more instructions" if short.sources else "name another --model or --condition"
             say(f"warning: that is short of {config.target_balance:.0%}; {advice}", style="yellow")

@@ -59,6 +59,7 @@ def check_command(
 
     own, digests = own_checkers(checkers)
     source = tables.open_table(table, "foreign", need=stage.NEED)
+    tables.require_constraints(source, ["checker"])
     schema = stage.schema(source.schema)
     decide = partial(
         parallel.decide,

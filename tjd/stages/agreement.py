@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from statistics import variance
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -180,13 +181,25 @@ def _read(row: Row, number: int, config: AgreementConfig) -> dict[str, list[int 
     """The ratings of a row by rater; none where nobody was asked."""
     if config.rater:
         return {rater: [_rating(row[rater], number, rater, config.likert)] for rater in config.rater}
-    votes = [_rating(vote, number, "votes", config.likert) for vote in row["votes"] or ()]
+    votes = [_rating(vote, number, "votes", config.likert) for vote in _list(row, number, "votes")]
+    teachers = _list(row, number, "teachers")
     if not _named(row, config):
         return {f"vote {i}": [vote] for i, vote in enumerate(votes, 1)}
+    if len(teachers) != len(votes):
+        raise DataError(f"row {number} has {len(votes)} votes and {len(teachers)} teachers; give each vote its teacher")
     by_teacher: dict[str, list[int | None]] = defaultdict(list)
-    for teacher, vote in zip(row["teachers"], votes, strict=True):
+    for teacher, vote in zip(teachers, votes, strict=True):
         by_teacher[teacher].append(vote)
     return by_teacher
+
+
+def _list(row: Row, number: int, column: str) -> list[Any]:
+    found = [] if row.get(column) is None else row[column]
+    if not isinstance(found, list):
+        raise DataError(
+            f"row {number} has {found!r} in the column '{column}'; it must be a list (--rater names a column per rater)"
+        )
+    return found
 
 
 def _one(votes: Sequence[int | None]) -> int | None:

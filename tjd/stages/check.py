@@ -1,7 +1,7 @@
 """Check: whether each response follows its rule constraints, strictly and loosely, decided by code.
 
 In: responses with their constraints, or any table with a checker, its kwargs and a response a row. Out: checks, one row per
-rule constraint, with all the columns of the input; a verdict that is already there moves to `teacher_followed`. Soft
+rule constraint, with all the columns of the input; the first verdict that was there stays in `teacher_followed`. Soft
 constraints are left out: judges decide them, see `tjd score`.
 """
 
@@ -28,42 +28,23 @@ def check(rows: Iterable[Row], decide: Decide, *, may_be_empty: bool = False) ->
     Raises:
         DataError: There is no rule constraint, as may be in a part of a table (`may_be_empty`), but not in a whole one.
     """
-    rules = (pair for row in rows for pair in tables.one_per_constraint(row) if _is_rule(pair))
-    rules, asked = tee(rules)
+    rules, asked = tee(pair for pair in tables.pairs(rows) if _is_rule(pair))
     n = 0
     for rule, (strict, loose) in zip(rules, decide(map(_question, asked)), strict=True):
-        if "followed" in rule:
-            rule["teacher_followed"] = rule["followed"]
         verdict = {
             "followed": strict.followed,
             "followed_loose": loose.followed,
             "error": strict.reason or loose.reason,
         }
         n += 1
-        yield rule | _ids(rule) | verdict
+        yield rule | verdict
     if not n and not may_be_empty:
         raise DataError("no row has a rule constraint, so there is nothing to check; soft ones are for tjd score")
 
 
 def schema(found: pa.Schema) -> pa.Schema:
-    """The columns of the output, given those of the input.
-
-    Raises:
-        DataError: It has neither a list of constraints nor a column of checkers.
-    """
-    names = found.names
-    if "constraints" not in names and "checker" not in names:
-        raise DataError(
-            f"the table has no rule constraints: it needs a column 'constraints', or 'checker' and 'kwargs'; "
-            f"it has {', '.join(names)}"
-        )
-    fields = [field.with_name("teacher_followed") if field.name == "followed" else field for field in found]
-    if "constraints" in names:
-        fields = [field for field in fields if field.name != "constraints"]
-        taken = {field.name for field in fields}
-        named = (field.with_name("constraint") if field.name == "text" else field for field in tables.CONSTRAINT)
-        fields += [field for field in named if field.name not in taken]
-    return tables.output_schema("checks", like=pa.schema(fields))
+    """The columns of the output, given those of the input."""
+    return tables.schema_of_pairs("checks", found)
 
 
 def _is_rule(pair: Row) -> bool:
@@ -75,12 +56,3 @@ def _question(rule: Row) -> Question:
     if kwargs is not None and not isinstance(kwargs, str):  # a struct; what a row does not have is null in it
         kwargs = json.dumps(kwargs, default=str)
     return Question(rule.get("checker"), kwargs, rule["response"], rule.get("instruction") or rule.get("query"))
-
-
-def _ids(rule: Row) -> Row:
-    """The keys of a row, for a foreign one digests of what it holds."""
-    prompt, response = rule.get("instruction") or rule.get("query") or "", rule["response"]
-    return {
-        "response_id": rule.get("response_id") or tables.text_id(str(prompt), str(response)),
-        "constraint_id": rule.get("constraint_id") or tables.text_id(str(rule.get("checker")), str(rule.get("kwargs"))),
-    }

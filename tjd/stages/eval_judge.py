@@ -29,8 +29,8 @@ from tjd.prompts import Prompt
 from tjd.rewards import Verdict
 from tjd.splits import SPLITS, soft, split_of, usable
 from tjd.tables import Row, text_id
-from tjd.teacher import Ask
-from tjd.teacher.verdicts import Asked, once_more, read, verdict_request
+from tjd.teacher import Ask, once_more
+from tjd.teacher.verdicts import Asked, read, unreadable, verdict_request
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def asked(ask: Ask, name: str, prompt: Prompt, again: Prompt, mode: Mode, table:
             verdict_request(prompt, mode, row["query"], row["response"], asked_about[key]) for key, row in shown.items()
         )
         said: dict[Any, tuple[list[bool | None], str | None]] = {}
-        for key, completion in zip(shown, ask(requests, once_more(again)), strict=True):
+        for key, completion in zip(shown, ask(requests, once_more(unreadable, again)), strict=True):
             ballots, error = read(completion, Asked(None if mode == "pointwise" else len(asked_about[key])))
             said[key] = [ballot.followed for ballot in ballots], error
         verdicts = []

@@ -19,7 +19,7 @@ from tjd.config import EvaluateConfig
 from tjd.metrics import estimate, resample_weights
 from tjd.prompts import Prompt
 from tjd.tables import Row
-from tjd.teacher import Ask, Completion, Message, Request, asked_again, reading, user
+from tjd.teacher import Ask, Completion, Message, Request, once_more, reading, user
 
 AVERAGE = "average"
 
@@ -176,17 +176,12 @@ def _judge(
     rows: Sequence[Row], judge: str, ask: Ask, prompts: Mapping[str, Prompt], again: Prompt, config: EvaluateConfig
 ) -> None:
     """Fill in the verdicts of the soft constraints."""
-
-    def unreadable(request: Request, completion: Completion) -> Request | None:
-        _, reason = _read(request.note, completion)
-        return asked_again(request, completion, again.render(reason=reason)) if reason else None
-
     judged = [
         row for row in rows if row["response"] is not None and any(c["kind"] == "soft" for c in row["constraints"])
     ]
-    for row, completion in zip(
-        judged, ask((_question(row, prompts, config) for row in judged), unreadable), strict=True
-    ):
+    requests = (_question(row, prompts, config) for row in judged)
+    if_unreadable = once_more(lambda request, completion: _read(request.note, completion)[1], again)
+    for row, completion in zip(judged, ask(requests, if_unreadable), strict=True):
         verdicts, reason = _read(row, completion)
         row["judge"], row["judgement"] = judge, completion.text
         row["verdicts"] = [

@@ -1,7 +1,7 @@
 """Import-labels: a foreign table of verdicts becomes `labels`.
 
 In: any table with a query, a constraint, a response and a verdict a row, under whatever names. Out: labels, with the
-foreign columns that were not mapped kept as they are.
+foreign columns that were not mapped kept as they are, under `source_NAME` where the name is one that is filled here.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +15,10 @@ from tjd.tables import Row
 
 REQUIRED = ("query", "constraint", "response", "followed")
 OPTIONAL = ("query_id", "response_id", "constraint_id", "category", "model", "language", "source", "teacher", "context")
+FILLED = (  # by this stage, mapped or not
+    *("query_id", "response_id", "constraint_id", "instruction_id", "instruction"),
+    *("kind", "votes", "agreement", "mode"),
+)
 
 
 def import_labels(rows: Iterable[Row], columns: Mapping[str, str], kept: Mapping[str, str]) -> Iterator[Row]:
@@ -79,12 +83,14 @@ def columns_of(found: pa.Schema, given: Mapping[str, str | None]) -> dict[str, s
 
 
 def kept_of(found: pa.Schema, columns: Mapping[str, str]) -> dict[str, str]:
-    """Foreign columns that were not mapped to the names they keep: `source_NAME` where ours has another type."""
-    ours = {field.name: field.type for field in tables.LABELS}
-    unmapped = [field for field in found if field.name not in columns.values()]
-    return {
-        f.name: f.name if tables.castable(f.type, ours.get(f.name, f.type)) else f"source_{f.name}" for f in unmapped
-    }
+    """Foreign columns that were not mapped to the names they keep: `source_NAME` where ours is filled, or of another type."""
+    ours, filled = {field.name: field.type for field in tables.LABELS}, {*columns, *FILLED}
+    kept = {}
+    for field in found:
+        if field.name not in columns.values():
+            fits = field.name not in filled and tables.castable(field.type, ours.get(field.name, field.type))
+            kept[field.name] = field.name if fits else f"source_{field.name}"
+    return kept
 
 
 def schema(found: pa.Schema, kept: Mapping[str, str]) -> pa.Schema:

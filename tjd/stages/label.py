@@ -15,8 +15,8 @@ from typing import Any
 from tjd.config import LabelConfig, Mode
 from tjd.prompts import Prompt
 from tjd.tables import Row
-from tjd.teacher import Ask, Completion, Request
-from tjd.teacher.verdicts import Asked, Ballot, once_more, read, verdict_request
+from tjd.teacher import Ask, Completion, Request, once_more
+from tjd.teacher.verdicts import Asked, Ballot, read, unreadable, verdict_request
 
 NEED = ("response_id", "query", "response", "constraints")
 TIED = "votes are tied"
@@ -73,7 +73,7 @@ def label(
         for question in questions(row, config.mode)
         for request in requests_of(row, question, prompt, config)
     )
-    completions = ask(requests, once_more(again))
+    completions = ask(requests, once_more(unreadable, again))
     for row in behind:
         opinions: dict[int, Opinion] = {}
         for question in questions(row, config.mode):

@@ -1,8 +1,8 @@
 """Score: a judge's P(followed) and verdict for every (response, constraint).
 
 In: responses with their constraints, or any table with a query, a constraint and a response a row. Out: scores, with all
-the columns of the input; a teacher's verdict that is already there moves to `teacher_followed`. Rules are left out: code
-decides them, see `tjd label`.
+the columns of the input; the first verdict that was there, a teacher's, stays in `teacher_followed`. Rules are left out:
+code decides them, see `tjd label`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,14 +31,11 @@ def score(rows: Iterable[Row], scorer: Scorer) -> Iterator[Row]:
     """
     rows = iter(rows)
     while taken := list(islice(rows, WINDOW)):
-        pairs = (pair for row in taken for pair in tables.one_per_constraint(row))
-        window = [_named(pair) for pair in pairs if soft(pair)]
+        window = [pair for pair in tables.pairs(taken) if soft(pair)]
         verdicts = iter(scorer([pair for pair in window if _missing(pair) is None]))
         for pair in window:
             missing = _missing(pair)
             verdict = Verdict(None, error=f"no {missing}") if missing else next(verdicts)
-            if "followed" in pair:
-                pair["teacher_followed"] = pair["followed"]
             yield pair | {
                 "judge": verdict.judge,
                 "score": verdict.score,
@@ -50,24 +47,7 @@ def score(rows: Iterable[Row], scorer: Scorer) -> Iterator[Row]:
 
 def schema(found: pa.Schema) -> pa.Schema:
     """The columns of the output, given those of the input."""
-    if "constraints" in found.names:
-        flat = tables.output_schema("labels", like=found, drop=["constraints"])
-        only_labels = {"followed", "votes", "agreement", "mode", "teacher", "cost_usd", "n_prompt_tokens"}
-        only_labels |= {"n_completion_tokens", "teachers", "rationale", "soft"}
-        found = pa.schema([f for f in flat if f.name not in only_labels or f.name in found.names])
-    elif "followed" in found.names:
-        place = found.get_field_index("followed")
-        found = found.set(place, found.field(place).with_name("teacher_followed"))
-    return tables.output_schema("scores", like=found)
-
-
-def _named(pair: Row) -> Row:
-    """Give a foreign row the keys it lacks: digests of its texts."""
-    response_id = pair.get("response_id") or tables.text_id(str(pair["query"]), str(pair["response"]))
-    return pair | {
-        "response_id": response_id,
-        "constraint_id": pair.get("constraint_id") or tables.text_id(str(pair["constraint"])),
-    }
+    return tables.schema_of_pairs("scores", found)
 
 
 def _missing(pair: Row) -> str | None:

@@ -15,8 +15,9 @@ from tjd.config import SynthesizeConfig
 from tjd.duplicates import Seen
 from tjd.prompts import Prompt
 from tjd.tables import Row
-from tjd.teacher import Ask, Completion
-from tjd.teacher.verification import once_more, read, verification_request
+from tjd.teacher import Ask, Completion, once_more
+from tjd.teacher.plan import UNASKED
+from tjd.teacher.verification import read, unreadable, verification_request
 
 VERIFIED = pa.field("verified", pa.bool_())  # the instruction is sound; null if nobody could say
 
@@ -60,6 +61,14 @@ def passing(
         yield row if isinstance(row, Rejected) else next(done)
 
 
+def foreseen(rows: Iterable[Screened]) -> Iterator[Screened]:
+    """In a dry run: the query stands in for an instruction that was not asked for, so that its check is planned too."""
+    for row in rows:
+        if not isinstance(row, Rejected) and row["error"] == UNASKED:
+            row = {**row, "instruction": row["query"]}
+        yield row
+
+
 def verify(
     rows: Iterable[Screened], prompt: Prompt, again: Prompt, ask: Ask, config: SynthesizeConfig
 ) -> Iterator[Screened]:
@@ -93,7 +102,7 @@ def verify(
         for row in ahead
         if is_asked(row)
     )
-    completions = ask(requests, once_more(again))
+    completions = ask(requests, once_more(unreadable, again))
     for row in behind:
         yield _verified(row, next(completions)) if is_asked(row) else row
 

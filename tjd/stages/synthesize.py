@@ -4,11 +4,10 @@ In: queries. Out: instructions, one per query. As in the paper (section 4.1), wi
 assigned in balance over the table, and rule constraints that a query already has are kept and shown to the teacher.
 """
 
-import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice, tee
+from itertools import count, islice, tee
 from typing import Any
 
 from tjd import tables
@@ -17,7 +16,7 @@ from tjd.errors import DataError
 from tjd.prompts import Prompt
 from tjd.tables import Row
 from tjd.taxonomy import Category, choose
-from tjd.teacher import Ask, Completion, Request, asked_again, reading, user
+from tjd.teacher import Ask, Completion, Request, once_more, reading, user
 
 VARIABLES = ("n", "categories", "query", "rules")
 EMPTY = Completion(None, "", None, 0, 0, 0.0, error="the query is empty")
@@ -56,15 +55,10 @@ def synthesize(
         DataError: A row names an unknown category, or its constraints are not a list of constraints.
         BackendError: The teacher failed past its retries.
     """
-
-    def unusable(request: Request, completion: Completion) -> Request | None:
-        _, reason = read(completion, *request.note)
-        return asked_again(request, completion, again.render(reason=reason)) if reason else None
-
     chosen = choose(dict(taxonomy), config.category)
     ahead, behind = tee(islice(_assigned(rows, chosen, taxonomy, config), n_before, None))
     requests = (request_of(row, categories, prompt, config, taxonomy) for row, categories in ahead if row["query"])
-    completions = ask(requests, unusable)
+    completions = ask(requests, once_more(lambda request, completion: read(completion, *request.note)[1], again))
     for row, categories in behind:
         completion = next(completions) if row["query"] else EMPTY
         yield _instruction(row, completion, categories)
@@ -120,16 +114,20 @@ def given_constraints(row: Row) -> list[Constraint]:
     if not isinstance(given, list) or not all(isinstance(item, dict) for item in given):
         raise DataError(f"query {row['query_id']}: 'constraints' must be a list of {{{', '.join(FIELDS)}}}")
     completed, seen = [], Counter[str]()
+    taken = {str(item.get("constraint_id")) for item in given}
     for item in given:
         constraint = {name: item.get(name) for name in FIELDS}
         kind = constraint["kind"] = constraint["kind"] or ("rule" if constraint["checker"] else "soft")
         if kind not in ("rule", "soft") or not (constraint["checker"] if kind == "rule" else constraint["text"]):
             raise DataError(f"query {row['query_id']}: a rule needs a checker, a soft constraint needs a text")
         if isinstance(constraint["kwargs"], dict):
-            # Arrow gives every struct of a column the fields of all others, as nulls
-            kwargs = {name: value for name, value in constraint["kwargs"].items() if value is not None}
-            constraint["kwargs"] = json.dumps(kwargs, ensure_ascii=False)
-        constraint["constraint_id"] = constraint["constraint_id"] or f"{row['query_id']}/{kind}-{seen[kind]}"
+            constraint["kwargs"] = tables.kwargs_text(constraint["kwargs"])
+        if odd := [name for name, value in constraint.items() if not isinstance(value, str | None)]:
+            wanted = "an object" if odd[0] == "kwargs" else "a text"
+            raise DataError(
+                f"query {row['query_id']}: the {odd[0]} of a constraint must be {wanted}, not {constraint[odd[0]]!r}"
+            )
+        constraint["constraint_id"] = constraint["constraint_id"] or _new_id(row, kind, seen[kind], taken)
         seen[kind] += 1
         completed.append(constraint)
     return completed
@@ -171,8 +169,9 @@ def _instruction(row: Row, completion: Completion, categories: Sequence[str]) ->
     new = []
     if written:
         n_soft = sum(constraint["kind"] == "soft" for constraint in given)
+        taken = {constraint["constraint_id"] for constraint in given}
         for k, (category, text) in enumerate(zip(categories, written["texts"], strict=True), n_soft):
-            key = {"constraint_id": f"{row['query_id']}/soft-{k}", "kind": "soft"}
+            key = {"constraint_id": _new_id(row, "soft", k, taken), "kind": "soft"}
             new.append({**dict.fromkeys(FIELDS), **key, "category": category, "text": text})
     return {
         **row,
@@ -184,6 +183,13 @@ def _instruction(row: Row, completion: Completion, categories: Sequence[str]) ->
         "n_prompt_tokens": completion.n_prompt_tokens,
         "n_completion_tokens": completion.n_tokens,
     }
+
+
+def _new_id(row: Row, kind: str, number: int, taken: set[str]) -> str:
+    """The first id from a number on that no constraint of the query has; it is taken from now on."""
+    key = next(key for key in (f"{row['query_id']}/{kind}-{k}" for k in count(number)) if key not in taken)
+    taken.add(key)
+    return key
 
 
 def _is_text(value: object) -> bool:

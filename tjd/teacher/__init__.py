@@ -22,6 +22,7 @@ from tjd.config import BackendConfig
 from tjd.errors import ConfigError
 
 if TYPE_CHECKING:
+    from tjd.prompts import Prompt
     from tjd.teacher.budget import Budget, Price
 
 LONGEST_ANSWER = (
@@ -245,6 +246,21 @@ def asked_again(request: Request, completion: Completion, text: str) -> Request:
     said = completion.text or "(nothing)"  # some providers refuse an empty turn
     answer = Message(role="assistant", content=said[:LONGEST_ANSWER])
     return replace(request, messages=(*request.messages, answer, Message(role="user", content=text)))
+
+
+def once_more(reason_of: Callable[[Request, Completion], str | None], again: "Prompt") -> Again:
+    """Ask again where a completion cannot be used.
+
+    Args:
+        reason_of: Why a completion that arrived cannot be used; null if it can.
+        again: The further turn; its variable is `reason`.
+    """
+
+    def unusable(request: Request, completion: Completion) -> Request | None:
+        reason = reason_of(request, completion)
+        return asked_again(request, completion, again.render(reason=reason)) if reason else None
+
+    return unusable
 
 
 def user(text: str) -> tuple[Message, ...]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from tjd.config import Format, Mode
 from tjd.prompts import Prompt
-from tjd.teacher import Again, Completion, Request, asked_again, reading, user
+from tjd.teacher import Completion, Request, reading, user
 from tjd.teacher.logprobs import p_yes
 
 VARIABLES = {
@@ -100,11 +100,6 @@ def read(completion: Completion, asked: Asked) -> tuple[list[Ballot], str | None
     return [Ballot(*ballot) for ballot in zip(verdicts, reasons, softs, strict=True)], None
 
 
-def once_more(again: Prompt) -> Again:
-    """What to ask where a completion of `verdict_request` cannot be read; the variable of `again` is `reason`."""
-
-    def unreadable(request: Request, completion: Completion) -> Request | None:
-        _, reason = read(completion, request.note)
-        return asked_again(request, completion, again.render(reason=reason)) if reason else None
-
-    return unreadable
+def unreadable(request: Request, completion: Completion) -> str | None:
+    """Why a completion of `verdict_request` cannot be read; null if it can."""
+    return read(completion, request.note)[1]

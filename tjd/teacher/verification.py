@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tjd.prompts import Prompt
-from tjd.teacher import Again, Completion, Request, asked_again, reading, user
+from tjd.teacher import Completion, Request, reading, user
 
 VARIABLES = ("n", "query", "constraints", "instruction")
 
@@ -44,11 +44,7 @@ def read(completion: Completion, n: int) -> tuple[bool | None, str | None]:
     return False, " and ".join(wrong) + (f": {' '.join(why.split())}" if isinstance(why, str) and why.strip() else "")
 
 
-def once_more(again: Prompt) -> Again:
-    """What to ask where a completion cannot be read; the variable of `again` is `reason`."""
-
-    def unreadable(request: Request, completion: Completion) -> Request | None:
-        sound, reason = read(completion, request.note)
-        return asked_again(request, completion, again.render(reason=str(reason))) if sound is None else None
-
-    return unreadable
+def unreadable(request: Request, completion: Completion) -> str | None:
+    """Why a completion of `verification_request` cannot be read; null if it can."""
+    sound, reason = read(completion, request.note)
+    return reason if sound is None else None
