@@ -19,6 +19,9 @@ from tests.batch_server import Job, serve_batches
 from tests.server import Reply, last_user
 from tests.test_cli import fails, tjd
 from tjd import tables
+from tjd.teacher import Usage
+from tjd.teacher.cache import Ledger
+from tjd.teacher.jobs import Jobs
 
 # litellm opens a client for each call, and leaves it to the garbage collector
 pytestmark = [
@@ -166,7 +169,7 @@ def test_a_command_that_dies_while_it_waits_finds_its_job_again(how, server, res
     ("status", "n_files"),
     [
         pytest.param(0, 1, id="taken, but the answer is lost"),
-        pytest.param(500, 1, id="down"),
+        pytest.param(500, 2, id="down"),
         pytest.param(400, 2, id="refused"),
     ],
 )
@@ -184,6 +187,26 @@ def test_a_command_that_ends_while_it_submits_neither_loses_nor_doubles_the_job(
 
 
 @pytest.mark.slow
+def test_what_no_provider_took_is_forgotten_and_submitted_only_as_far_as_it_is_wanted(server, responses, tmp_path):
+    out = tmp_path / "labels.parquet"
+    server.trouble = lambda method, path: 500 if (method, path) == ("POST", "/batches") else None
+    fails(5, *label(responses, out, "--retries", "0"))
+    server.trouble = lambda method, path: None
+    tjd(*label(responses, out, "--limit", "1"))
+    [job] = server.jobs
+    assert len(server.files[job.file]) == 1
+
+
+def test_a_number_of_a_job_is_never_that_of_another(tmp_path):
+    books = Jobs("m", Ledger("m", "m", tmp_path, Usage()), tmp_path)
+    old = books.enter("file-1", [b"a"])
+    books.close(old)
+    new = books.enter("file-2", [b"a"])
+    books.close(old)  # another process that was still waiting for it
+    books.submitted(old, "batch-1")
+    assert [(job.file, job.job, job.keys) for job in books.open()] == [("file-2", None, new.keys)]
+
+
 def test_a_job_that_was_taken_is_not_submitted_again_by_a_retry(server, responses, tmp_path):
     for i in range(5):  # other jobs of this account, on later pages of its list
         server.jobs.append(Job(f"another_{i}", "file_x", 2_000_000_000))

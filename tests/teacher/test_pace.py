@@ -285,6 +285,19 @@ def test_all_calls_of_a_model_pause(server: Server) -> None:
     assert min(set(arrivals) - set(first)) >= min(first) + 1
 
 
+def test_a_closed_teacher_begins_no_other_call(server: Server) -> None:
+    server.script = lambda body, before: Reply("fine", delay_s=0.05)
+    teacher = asked(concurrency=4)
+    answers = teacher.ask(numbered(400))
+    next(answers)
+    teacher.close()  # as after an error elsewhere, which leaves the generator open
+    n_calls = len(server.calls)
+    assert n_calls < 40
+    time.sleep(0.3)
+    assert len(server.calls) == n_calls
+    del answers
+
+
 def test_a_server_that_takes_few_at_once_answers_all(server: Server) -> None:
     def limited(body: dict[str, Any], before: int) -> Reply:
         return Reply("busy", 429) if server.in_flight > 3 else Reply("fine", delay_s=0.02)

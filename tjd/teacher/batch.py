@@ -7,8 +7,8 @@ cache, which is also their `custom_id`; equal ones go out once.
 Nothing is lost or paid twice, whenever a process dies or the network breaks (`jobs.py` keeps the books):
 - while uploading: a file may be left at the provider, which costs nothing; the requests are uploaded again.
 - while submitting: the file is known, the job's id is not; the provider's list of batches tells whether there is a job
-  of that file, so nothing is submitted before the list was looked at. (A provider whose list lags behind by longer than
-  it takes to run the command again could be paid twice.)
+  of that file, and without one the requests are submitted anew, as far as they are wanted. (A provider whose list lags
+  behind by longer than it takes to run the command again could be paid twice.)
 - while waiting: the job goes on at the provider, and the same command, or any that wants one of its requests, waits for it.
 - while reading: the job is read again; completions that were entered are not entered twice.
 
@@ -116,7 +116,7 @@ class Batch(Remote):
             return []
         with self._jobs.submitting():
             # jobs before the cache: what leaves the one has been entered into the other
-            jobs = [job for job in self._jobs.open() if not job.keys.isdisjoint(wanted)]
+            jobs = [job for job in self._jobs.open() if not job.keys.isdisjoint(wanted) and self._is_taken(job)]
             held = frozenset[bytes]().union(*(job.keys for job in jobs))
             new: dict[bytes, Request] = {}
             for key, request in wanted.items():
@@ -127,9 +127,7 @@ class Batch(Remote):
                 else:
                     new[key] = request
             for job in jobs:
-                logger.info("%s: going on with batch job %s", self.name, job.job or "that was being submitted")
-                if job.job is None:  # a process ended here before it knew the job's id
-                    self._submit(job)
+                logger.info("%s: going on with batch job %s", self.name, job.job)
             price = self.price or FREE
             self._budget.commit(sum(price.most_usd(request) for request in new.values()))
             for file, keys in self._files(new):
@@ -172,14 +170,29 @@ class Batch(Remote):
 
         return self._insist("a batch file cannot be uploaded", upload)
 
+    def _is_taken(self, job: Job) -> bool:
+        """Whether the provider has a job; one that it never took is forgotten, since its requests cost nothing yet."""
+        if job.job is None:  # a process ended before it knew the job's id
+            found = self._insist("the list of batch jobs cannot be read", lambda: self._listed(job))
+            if found is None:
+                self._jobs.close(job)
+                return False
+            self._jobs.submitted(job, found)
+        return True
+
+    def _listed(self, job: Job) -> str | None:
+        """The provider's id of the job of a file, if it has one."""
+        for batch in self._litellm.list_batches(limit=100, **self._how()):  # newest first; fetches page after page
+            if batch.input_file_id == job.file:
+                return batch.id
+            if batch.created_at < job.entered_at - LIST_BACK_S:
+                break
+        return None
+
     def _submit(self, job: Job) -> None:
         def submit() -> str:
-            batches = self._litellm.list_batches(limit=100, **self._how())  # newest first; fetches page after page
-            for batch in batches:
-                if batch.input_file_id == job.file:
-                    return batch.id
-                if batch.created_at < job.entered_at - LIST_BACK_S:
-                    break
+            if found := self._listed(job):  # an attempt before, whose answer was lost
+                return found
             try:
                 return self._litellm.create_batch(
                     completion_window="24h", endpoint="/v1/chat/completions", input_file_id=job.file, **self._how()

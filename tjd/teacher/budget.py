@@ -132,6 +132,7 @@ class Budget:
         self._in_flight = 0
         self._growth = 1.0  # by how much bills have passed their bounds
         self._over: str | None = None  # why nothing more is sent
+        self._turn = asyncio.Lock()  # who looks for room: one at a time, in order
         self._settled = asyncio.Event()
 
     @property
@@ -147,14 +148,14 @@ class Budget:
             BudgetError: It does not fit, and nothing is in flight that could make room.
         """
         most = most_usd * self._growth
-        while self._over or most > self.left_usd:
-            if not self._in_flight:  # nothing can make room any more
-                self._over = self._over or self._told(most)
-                raise BudgetError(self._over)
-            await self._settled.wait()
-            most = most_usd * self._growth
-        self._in_flight += 1
-        self.reserved_usd += most
+        async with self._turn:
+            while self._over or (most := most_usd * self._growth) > self.left_usd:
+                if not self._in_flight:  # nothing can make room any more
+                    self._over = self._over or self._told(most)
+                    raise BudgetError(self._over)
+                await self._settled.wait()
+            self._in_flight += 1
+            self.reserved_usd += most
         bill = Bill()
         try:
             yield bill

@@ -20,7 +20,7 @@ from tjd.teacher.cache import Ledger
 LOCK = "batch.lock"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS batch_jobs (
-    number INTEGER PRIMARY KEY,
+    number INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used again: another process may still hold an old job
     teacher BLOB NOT NULL,      -- SHA-256 of model, server address and cache tag
     model TEXT NOT NULL,
     file TEXT NOT NULL,         -- the provider's id of the uploaded requests
@@ -94,13 +94,16 @@ class Jobs:
         """The provider took it, and calls it so."""
         job.job = identifier
         with self._durable() as cache, cache:
-            cache.execute("UPDATE batch_jobs SET job = ? WHERE number = ?", (identifier, job.number))
+            cache.execute(
+                "UPDATE batch_jobs SET job = ? WHERE number = ? AND file = ?", (identifier, job.number, job.file)
+            )
 
     def close(self, job: Job) -> None:
         """Forget a job that has ended and was read."""
         with self._durable() as cache, cache:
-            cache.execute("DELETE FROM batch_requests WHERE number = ?", (job.number,))
-            cache.execute("DELETE FROM batch_jobs WHERE number = ?", (job.number,))
+            # another process may have forgotten it already
+            if cache.execute("DELETE FROM batch_jobs WHERE number = ? AND file = ?", (job.number, job.file)).rowcount:
+                cache.execute("DELETE FROM batch_requests WHERE number = ?", (job.number,))
 
     @contextmanager
     def _durable(self) -> Iterator[sqlite3.Connection]:

@@ -77,6 +77,7 @@ class Remote:
             _require_bounded(self._litellm, name, is_priced=self.price is not None)
         self._gate = Gate(Pace(config.concurrency, config.rpm, config.tpm, SLOW * (config.timeout_s or math.inf)))
         self._in_flight: dict[bytes, asyncio.Task[Completion]] = {}
+        self._halts: set[Halt] = set()  # of the runs of `ask` that are not over
         self._failures = 0  # in a row
         self._jitter = random.Random()
 
@@ -88,6 +89,7 @@ class Remote:
         """
         window: deque[Future[Completion]] = deque()
         halt: Halt = Future()
+        self._halts.add(halt)
         loop = _event_loop()
         size = LOOK_AHEAD * self._config.concurrency
         self._failures = 0
@@ -99,6 +101,7 @@ class Remote:
             while window:
                 yield _outcome(window.popleft(), halt)
         finally:  # calls in flight may still arrive and be kept; no other is begun
+            self._halts.discard(halt)
             if not halt.done():
                 halt.set_result(None)
             loop.call_soon_threadsafe(self._gate.admit)  # those that wait need not any more
@@ -119,6 +122,10 @@ class Remote:
             closed.result()
 
     async def _close(self) -> None:
+        for halt in list(self._halts):  # an error elsewhere left these runs where they were: they begin no other call
+            if not halt.done():
+                halt.set_result(None)
+        self._gate.admit()
         if self._in_flight:
             await asyncio.wait(self._in_flight.values(), timeout=LAST_CALLS_S)
         self._ledger.close()
