@@ -73,15 +73,16 @@ def serve(script: Script) -> Iterator[Server]:
             try:
                 reply = state.script(body, before)
                 time.sleep(reply.delay_s)
+            finally:  # before the reply is sent: who has it may ask again at once
+                with state.lock:
+                    state.in_flight -= 1
+            try:
                 self.send(reply, body)
                 if reply.status == 200 and reply.raw is None and not reply.hang_up:
                     with state.lock:
                         state.answered[key] += 1
             except (BrokenPipeError, ConnectionResetError):
                 self.close_connection = True
-            finally:
-                with state.lock:
-                    state.in_flight -= 1
 
         def send(self, reply: Reply, body: dict[str, Any]) -> None:
             if reply.hang_up:

@@ -89,9 +89,17 @@ def moody(body, before):
     return Reply(luck.choice(["Yes", "No"]) if readable else "Perhaps", delay_s=0.02)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 @pytest.mark.parametrize(
-    "command", ["label", *(pytest.param(name, marks=pytest.mark.slow) for name in ("synthesize", "sample"))]
+    ("command", "how"),
+    [
+        pytest.param("label", signal.SIGKILL, id="label-kill -9"),
+        pytest.param("label", signal.SIGINT, id="label-Ctrl-C", marks=pytest.mark.slow),
+        *(
+            pytest.param(command, how, id=f"{command}-{name}", marks=pytest.mark.slow)
+            for command in ("synthesize", "sample")
+            for how, name in ((signal.SIGKILL, "kill -9"), (signal.SIGINT, "Ctrl-C"))
+        ),
+    ],
 )
 def test_a_run_that_is_stopped_loses_nothing_and_pays_nothing_twice(
     command, how, responses, served, tmp_path, monkeypatch
@@ -174,6 +182,7 @@ def test_a_teacher_that_fails_gives_nulls_with_reasons_and_exit_code_5(
     assert all(row["followed"] for row in rows if row["kind"] == "rule")  # what was done is kept
 
 
+@pytest.mark.slow
 def test_calls_in_flight_of_eval_judge_are_kept_on_ctrl_c(served, tmp_path, cache):
     server = served(lambda body, before: Reply("Yes", delay_s=2.0))
     rows = [

@@ -302,8 +302,10 @@ def test_rl_tells_what_the_judges_accept_and_refuses(gullible, tiny_model_dir, t
     told = tjd(*command, "--max-prompt-tokens", 1)
     assert told.exit_code == 3
     assert "rl: the judge of style accepts " in told.stderr
+    assert "rl: instructions have no responses to try other_answer with; tjd probe-hacks LABELS does" in told.stderr
 
 
+@pytest.mark.slow
 def test_specialists_are_trained_and_transferred(labels, tiny_model_dir, tmp_path):
     out, figure, folder = tmp_path / "matrix.parquet", tmp_path / "matrix.svg", tmp_path / "specialists"
     command = ("transfer", labels, "-j", folder, "-o", out, "--figure", figure, "--metric", "balanced_accuracy")
@@ -352,7 +354,7 @@ def parquet_of(result):
     return pq.read_table(pa.BufferReader(result.stdout_bytes)).to_pylist()
 
 
-@pytest.mark.parametrize("as_json", [(), ("--json",)])
+@pytest.mark.parametrize("as_json", [pytest.param((), marks=pytest.mark.slow), ("--json",)], ids=["table", "json"])
 def test_a_table_on_standard_output_has_it_for_itself(judges, labels, tiny_model_dir, as_json, monkeypatch):
     result = tjd("eval-judge", labels, "-j", judges, "-o", "-", *as_json)
     assert parquet_of(result)[0]["judge"] == "3-for-3"

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # The main job, end to end, on the embedded 135M model: distil judges from recorded verdicts, then train a policy with them.
 #   make demo                      under ten minutes on two cores
-#   make demo FULL=1               also fine-tunes judges and compares them; a longer policy run: up to an hour
+#   make demo FULL=1               also fine-tunes judges and compares them; a longer policy run; in demo-full: half an hour
 #   make demo TEACHER=gemini/...   the same against a live teacher, its key in the environment: this costs money
 set -euo pipefail
 
 data="$(cd "$(dirname "$0")" && pwd)"
-out="${OUT:-demo}"
+out="${OUT:-demo${FULL:+-full}${TEACHER:+-live}}"
 teacher="${TEACHER:-recorded:$data/recorded.parquet}"
 if [ -n "${FULL:-}" ]; then
   steps=40 live=24 taught=0

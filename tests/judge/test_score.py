@@ -59,7 +59,7 @@ def judgements_of(groups):
     return [Encoded(ids, response, c) for ids, responses in groups for response, cs in responses for c in cs]
 
 
-@pytest.mark.parametrize("way", [nullcontext, fused.off])
+@pytest.mark.parametrize("way", [nullcontext, pytest.param(fused.off, marks=pytest.mark.slow)], ids=["fused", "plain"])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(group, min_size=1, max_size=4), st.integers(8, 200), st.randoms(use_true_random=False))
 def test_trees_give_what_each_judgement_gives_alone(specialists, model, tokenizer, way, groups, budget, rng):

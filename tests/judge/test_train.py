@@ -43,9 +43,9 @@ def tokenizer(tiny_model_dir):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"full": True, "learning_rate": 3e-3},
+        pytest.param({"full": True, "learning_rate": 3e-3}, marks=pytest.mark.slow),
         {"lora_rank": 32, "learning_rate": 1e-2},
-        {"lora_rank": 32, "learning_rate": 1e-2, "lora_layers": 1, "epochs": 25},
+        pytest.param({"lora_rank": 32, "learning_rate": 1e-2, "lora_layers": 1, "epochs": 25}, marks=pytest.mark.slow),
     ],
     ids=["full", "lora", "top-layer"],
 )

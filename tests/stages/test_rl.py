@@ -174,7 +174,7 @@ def test_judging_ahead_changes_no_reward(config, tmp_path, full):
     assert not any(thread.name.startswith("judge") for thread in threading.enumerate())
 
 
-@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize("full", [pytest.param(True, marks=pytest.mark.slow), False], ids=["full", "lora"])
 def test_a_run_continues_where_it_was_stopped(config, tmp_path, full):
     config = replace(config, full=full)
     run(config, tmp_path / "whole")

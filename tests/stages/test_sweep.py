@@ -32,6 +32,7 @@ def trained(result):
     return [line for line in result.stderr.splitlines() if line.startswith("combination ")]
 
 
+@pytest.mark.slow
 def test_the_best_combination_becomes_the_judges(labels, tiny_model_dir, tmp_path):
     train = ("train-judge", labels, "-b", tiny_model_dir, "--full", "--epochs", 8, "--patience", 8, "--abstain", 0.1)
     rates = ("--sweep", "learning-rate=1e-7,3e-3,1e30")

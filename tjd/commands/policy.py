@@ -118,13 +118,18 @@ def try_hacks(judge: "Ensemble", rows: "Sequence[Row]", config: RlConfig) -> Non
     if not any(_categories(row) for row in rows):
         return
     sample = ProbeHacksConfig(split="all", per_category=GATE_QUERIES, seed=config.seed)
-    metrics = stage.probe_hacks(rows, judge.score, judge.seats, hacks.load(), sample, judge="judges").metrics
+    probes = hacks.load()
+    metrics = stage.probe_hacks(rows, judge.score, judge.seats, probes, sample, judge="judges").metrics
     for row in metrics:
         worst = stage.worst_probe(metrics, row["category"])
         if row["metric"] == stage.METRIC and row["category"] != "all" and worst is not None:
             name = worst["metric"].partition("/")[2]
             told = f"accepts {row['value']:.0%} of the hack probes, {worst['value']:.0%} of '{name}'"
             say(f"rl: the judge of {row['category']} {told}")
+    tried = {row["metric"].partition("/")[2] for row in metrics}
+    untried = sorted({probe.name for probe in probes if probe.family == "test"} - tried)
+    if untried:  # those that need answers to other queries
+        say(f"rl: instructions have no responses to try {', '.join(untried)} with; tjd probe-hacks LABELS does")
     stage.require_few(metrics, config.max_false_accept)
 
 
