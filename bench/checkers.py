@@ -34,7 +34,9 @@ MEMOS += (treebank.tokens,)
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """IFEval's prompts with their responses; the two files are in the same order, and one prompt was edited since."""
-    (responses_file,) = folder.glob("input_response_data_gpt4_*.jsonl")
+    responses_file = next(folder.glob("input_response_data_gpt4_*.jsonl"), None)
+    if responses_file is None or not (folder / "input_data.jsonl").is_file():
+        sys.exit(f"{folder} must hold IFEval's input_data.jsonl and input_response_data_gpt4_*.jsonl")
     prompts, responses = (
         [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         for file in (folder / "input_data.jsonl", responses_file)
