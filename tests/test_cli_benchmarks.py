@@ -135,13 +135,24 @@ def test_json_on_standard_output(data: Path, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_all_five_with_a_live_model_and_a_judge(data: Path, tmp_path: Path, server: Server) -> None:
+def test_all_five_with_a_live_model_and_a_judge(
+    data: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def evaluate(name: str, *more: object) -> Path:
         out = tmp_path / f"{name}.parquet"
         flags = ("-m", "openai/policy", "--judge", "openai/judge", "--data", data, "-o", out, *more)
         result = tjd("evaluate", *flags)
         assert result.exit_code == 0, result.output
         return out
+
+    monkeypatch.setenv("COLUMNS", "200")
+    flags = ("-m", "openai/policy", "--judge", "openai/judge", "--data", data, "-o", tmp_path / "none.parquet")
+    plan = tjd("evaluate", *flags, "--dry-run")
+    assert plan.exit_code == 0, plan.output
+    cells = [line.strip("│ ").split("│") for line in plan.stdout.splitlines() if "openai/" in line]
+    planned = {cell[0].strip(): int(cell[1]) for cell in cells}
+    assert not server.calls
+    assert not (tmp_path / "none.parquet").exists()
 
     evaluate("quick", "--limit", 1)
     looked = len(server.calls)
@@ -163,6 +174,7 @@ def test_all_five_with_a_live_model_and_a_judge(data: Path, tmp_path: Path, serv
     judged = [body for body in server.calls if body["model"] == "judge"]
     assert {body["temperature"] for body in server.calls} == {0.0}
     assert len(judged) == 20 + 2
+    assert planned == {"openai/policy": asked - len(judged), "openai/judge": len(judged)}
 
 
 def test_a_local_model_is_evaluated(data: Path, tmp_path: Path, tiny_model_dir: Path, cache: Path) -> None:

@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tjd.commands.common import AsJson, Limit, MetricsOut, Out, open_models, used, writable
+from tjd.commands.common import AsJson, DryRun, Limit, MetricsOut, Out, open_models, tell_plan, used, writable
 from tjd.commands.data import import_app
 from tjd.commands.terminal import (
     Line,
@@ -95,6 +95,7 @@ def evaluate_command(
     limit: Annotated[
         int, typer.Option(help="A quick look: about so many prompts per benchmark, spread over it; 0 takes all.", min=0)
     ] = 0,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate models on IFEval, IFBench, Multi-IF, FollowBench and CFBench, side by side.
@@ -123,9 +124,10 @@ def evaluate_command(
         bars = stack.enter_context(progress())
         files = [name for name in config.model if Path(name).is_file()]
         names = [name for name in config.model if name not in files]
-        asked = open_models("evaluate", [*names, *([config.judge] if templates else [])], backend)
+        asked = open_models("evaluate", [*names, *([config.judge] if templates else [])], backend, dry_run=dry_run)
+        every_model = list(asked)
         judge = asked.pop() if templates else None
-        models, read = _models(config, asked, files, every, rows, bars)
+        models, read = _models(config, asked, files, every, rows, bars, dry_run=dry_run)
         if judge is not None:
             stack.enter_context(closing(judge))
             if config.judge == "hf:embedded" or config.judge.startswith("recorded:"):
@@ -134,18 +136,19 @@ def evaluate_command(
                 )
         decides = None if judge is None else (judge.name, _with_bar(judge.ask, f"judge {judge.name}", bars))
         found = stage.evaluate(rows, models, decides, templates, again, config)
+    if dry_run:
+        return tell_plan([], every_model, out)
     metrics = stage.score(found, config.seed)
 
-    used_models = [*asked, *([judge] if judge else [])]
     settings = as_dict(config) | {"model": list(dict.fromkeys(row["model"] for row in found)), "limit": limit}
     settings["judge"] = judge.name if judge else ""
     digests = {name: sources.source_digest(source) for name, source in named.items()} | read
-    digests |= {model.name: model.digest for model in used_models if model.digest}
+    digests |= {model.name: model.digest for model in every_model if model.digest}
     origin = tables.provenance("evaluate", settings, digests, {p.name: p.digest for p in (*templates.values(), again)})
     for path, table, schema in ((responses, found, tables.EVALUATIONS), (out, metrics, tables.BENCHMARK_SCORES)):
         if path:
             tables.write_rows(table, path, schema, origin)
-    told = [f"{'judge ' if model is judge else ''}{model.name}: {used(model.usage)}" for model in used_models]
+    told = [f"{'judge ' if model is judge else ''}{model.name}: {used(model.usage)}" for model in every_model]
     say("; ".join([f"evaluate: {counted(len(found), 'response')}", *told]))
     _print_scores(metrics, to, as_json=as_json)
     _require_valid(found, config.max_invalid)
@@ -194,6 +197,8 @@ def _models(
     every: "Mapping[str, Sequence[Row]]",
     rows: "Sequence[Row]",
     bars: "Progress",
+    *,
+    dry_run: bool,
 ) -> "tuple[Iterator[tuple[str, Any]], dict[str, str]]":
     """Who answers, with how: those that are asked, then what files of responses hold; and the digests of the files."""
     from tjd import tables
@@ -213,7 +218,8 @@ def _models(
     def in_turn() -> Iterator[tuple[str, Any]]:
         for model in asked:
             with closing(model):
-                yield model.name, stage.live(_with_bar(model.ask, model.name, bars), config)
+                ask = _with_bar(model.ask, model.name, bars)
+                yield model.name, stage.live(stage.foreseen(ask) if dry_run else ask, config)
         yield from ((entry.model, stage.recorded(entry)) for entry in recorded)
 
     return in_turn(), {f"responses {Path(path).name}": tables.file_digest(path) for path in files}

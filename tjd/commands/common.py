@@ -347,7 +347,7 @@ def money(written: Written, total: int | None, models: "Sequence[Teacher]", budg
     return ", ".join(told)
 
 
-def tell_plan(rows: "Iterable[object]", models: "Sequence[Teacher]", out: str) -> None:
+def tell_plan(rows: "Iterable[object]", models: "Sequence[Teacher]", out: str | None) -> None:
     """Run a stage through with models that are not asked, and print what they would have been asked."""
     from tjd.teacher.plan import Planned
 

@@ -5,7 +5,7 @@ BENCHMARK_SCORES. In a conversation each turn sees the model's own answers to th
 counts as 0: it is null with a reason, left out of the metrics and counted.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
@@ -19,7 +19,8 @@ from tjd.config import EvaluateConfig
 from tjd.metrics import estimate, resample_weights
 from tjd.prompts import Prompt
 from tjd.tables import Row
-from tjd.teacher import Ask, Completion, Message, Request, once_more, reading, user
+from tjd.teacher import Again, Ask, Completion, Message, Request, once_more, reading, user
+from tjd.teacher.plan import UNASKED
 
 AVERAGE = "average"
 
@@ -70,6 +71,21 @@ def live(ask: Ask, config: EvaluateConfig) -> Respond:
         return [answers.get(row["instruction_id"], missing) for row in rows]
 
     return respond
+
+
+def foreseen(ask: Ask) -> Ask:
+    """In a dry run: answers as long as they may become stand in for those that were not asked for.
+
+    So the later turns, and the judge's reading of them, are planned too.
+    """
+
+    def stand_in(requests: Iterable[Request], again: Again | None = None) -> Iterator[Completion]:
+        listed = list(requests)
+        for request, completion in zip(listed, ask(listed, again), strict=True):
+            unasked = completion.error == UNASKED
+            yield replace(completion, text=" word" * request.max_tokens, error=None) if unasked else completion
+
+    return stand_in
 
 
 def recorded(responses: Responses) -> Respond:
