@@ -315,6 +315,8 @@ def test_evaluate_stops_at_its_cap(served: Server, tmp_path: Path, cache: Path) 
 def test_eval_judge_stops_at_its_cap(served: Server, tmp_path: Path, cache: Path) -> None:
     labels = [LABEL | {"response_id": f"r{i}", "query": f"What {i}?", "followed": i % 2 == 0} for i in range(20)]
     command = ["eval-judge", write(tmp_path / "labels.parquet", labels), "--split", "all", "-t", PRICED]
+    assert planned(*command)[0] == "20"
+    assert served.calls == []
     assert fails(7, *command, "--max-cost", "0.001").startswith("--max-cost 0.001 is reached: $0.0")
     assert len(served.calls) < 20
     assert bill(served) <= 0.001

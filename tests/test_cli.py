@@ -278,8 +278,9 @@ def test_the_embedded_model_may_be_named_in_either_way():
 
 
 def test_a_flag_out_of_range(tmp_path):
-    line = fails(2, "label", DEMO / "pool.parquet", "--votes", 0, "-o", tmp_path / "out.parquet")
-    assert line == "--votes must be at least 1, not 0"
+    label = ("label", DEMO / "pool.parquet", "-o", tmp_path / "out.parquet")
+    assert fails(2, *label, "--votes", 0) == "--votes must be at least 1, not 0"
+    assert fails(2, *label, "--temperature", "nan") == "--temperature must be at least 0, not nan"
 
 
 def test_too_many_unreadable_verdicts_still_write_the_table(tmp_path):

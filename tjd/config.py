@@ -39,7 +39,7 @@ def as_dict(config: Any) -> dict[str, Any]:
 
 def _at_least(config: Any, low: float, *names: str) -> None:
     for name in names:
-        if getattr(config, name) < low:
+        if not low <= getattr(config, name) < math.inf:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {low}, not {getattr(config, name)}")
 
 

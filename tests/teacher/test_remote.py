@@ -168,6 +168,24 @@ def test_calls_in_flight_when_a_run_ends_are_kept(server: Server, cache: Path) -
     assert set(server.asked.values()) == {1}
 
 
+LEFT_OPEN = """
+from tjd.config import BackendConfig
+from tjd.teacher import Request, in_turn, open_teacher, user
+
+left = in_turn([open_teacher("openai/gpt-4o-mini", BackendConfig(), None)])
+name, ask = next(left)
+print(next(iter(ask([Request(user("line 1"))]))).text)
+cycle = [left]
+cycle.append(cycle)
+"""
+
+
+def test_a_process_ends_though_nobody_closed_a_teacher(server: Server) -> None:
+    server.script = lambda body, before: Reply("ok")
+    ended = subprocess.run([sys.executable, "-c", LEFT_OPEN], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "ok\n"), ended.stderr
+
+
 @pytest.mark.parametrize(
     ("status", "told"),
     [(401, "set the API key"), (403, "set the API key"), (404, "check the name of the model")],

@@ -11,6 +11,7 @@ import typer
 
 from tjd.commands.common import (
     AsJson,
+    DryRun,
     Figure,
     Limit,
     MetricsOut,
@@ -18,6 +19,7 @@ from tjd.commands.common import (
     open_models,
     require_figure,
     rows_of,
+    tell_plan,
     used,
     warn_of_leaks,
     with_bar,
@@ -62,6 +64,7 @@ def eval_judge_command(
     figure: Figure = None,
     where: Where = [],  # noqa: B006
     limit: Limit = 0,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure judges against the ground truth: precision, recall, F1, balanced accuracy, AUROC, calibration error.
@@ -76,6 +79,7 @@ def eval_judge_command(
     """
     need("eval-judge", "train", "torch", "transformers", "peft")
     from tjd import tables
+    from tjd.splits import usable
     from tjd.stages import eval_judge as stage
 
     if figure:
@@ -88,11 +92,17 @@ def eval_judge_command(
         say(f"eval-judge: {len(found) - len(rows)} of {len(found)} rows left out, whose voters agree less")
     with ExitStack() as stack:
         bars = stack.enter_context(progress())
-        field = _contestants(judges, config, backend, found, rows, bars, stack)
+        field = _contestants(judges, config, backend, found, rows, bars, stack, dry_run=dry_run)
         if left_out := stage.uncovered(rows, field.judges):
             names = ", ".join(sorted({row["category"] for row in left_out}))
             what = f"{len(left_out)} of {counted(len(rows), 'row')} left out"
             say(f"eval-judge: {what}: not all judges cover their category ({names})")
+        if dry_run:
+            chosen = [row for row in stage.of_split(rows, field.judges, config, field.split_seed) if usable(row)]
+            for judge in field.judges:
+                if judge.name in field.planned:
+                    judge.score(chosen)
+            return tell_plan([], field.teachers, out)
         measured = stage.eval_judge(rows, field.judges, config, field.split_seed)
     for teacher in field.teachers:
         say(f"{teacher.name}: {used(teacher.usage)}")
@@ -120,7 +130,8 @@ class Field:
     split_seed: int  # of the judges' own split
     digests: dict[str, str]
     prompts: list[Any]
-    teachers: "list[Teacher]"  # those that were asked for completions
+    teachers: "list[Teacher]"  # those that are asked for completions
+    planned: list[str]  # how these are called here
     asked: list[str]  # names of all teachers, without paths
 
 
@@ -132,6 +143,8 @@ def _contestants(
     rows: "Sequence[Row]",
     bars: "Progress",
     stack: ExitStack,
+    *,
+    dry_run: bool,
 ) -> Field:
     """Open the judges and teachers to compare on `rows`, which are among those of `table`; the stack closes them."""
     from tjd import tables
@@ -150,8 +163,8 @@ def _contestants(
         )
     pairs = [(teacher, mode) for teacher in config.teacher for mode in dict.fromkeys(config.teacher_mode)]
     told = [teacher for teacher, mode in pairs if not _is_zero_shot(teacher, mode)]
-    opened = iter(open_models("eval-judge", told, backend))
-    field = Field([], seeds.pop() if seeds else 0, {}, [], [], [])
+    opened = iter(open_models("eval-judge", told, backend, dry_run=dry_run))
+    field = Field([], seeds.pop() if seeds else 0, {}, [], [], [], [])
     for (folder, manifest), name in zip(manifests.items(), _names(manifests), strict=True):
         judge = ensemble.load(folder, dtype=config.dtype, engine=config.engine)
         scorer = with_bar(judge.score, name, bars)
@@ -210,6 +223,7 @@ def _asked(
     field.teachers.append(teacher)
     label = f"zero-shot {teacher.name}" + (" batch" if mode == "batch" else "")
     field.asked.append(label)
+    field.planned.append(label)
     if teacher.digest:
         field.digests[teacher.name] = teacher.digest
     return label, asked(teacher.ask, teacher.name, prompt, again, mode, table)

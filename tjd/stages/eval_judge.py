@@ -95,6 +95,11 @@ def with_truth(rows: Iterable[Row], column: str, min_agreement: float = 0.0) -> 
         yield row | {"followed": None if mean is None else mean >= 0.5}
 
 
+def of_split(rows: Iterable[Row], judges: Sequence[Judge], config: EvalJudgeConfig, split_seed: int = 0) -> list[Row]:
+    """Rows of the split whose category all judges cover; those that are usable are what each judge is asked about."""
+    return [row for row in rows if _covered(row, judges) and config.split in ("all", split_of(row, split_seed))]
+
+
 def eval_judge(
     rows: Sequence[Row], judges: Sequence[Judge], config: EvalJudgeConfig, split_seed: int = 0
 ) -> Evaluation:
@@ -110,7 +115,7 @@ def eval_judge(
         DataError: No row of the split belongs to a category that all judges cover.
     """
     covered = [row for row in rows if _covered(row, judges)]
-    chosen = [row for row in covered if config.split == "all" or split_of(row, split_seed) == config.split]
+    chosen = of_split(covered, judges, config, split_seed)
     labelled = [row for row in chosen if usable(row)]
     if not labelled:
         raise DataError(_why_none(covered, config.split, split_seed))

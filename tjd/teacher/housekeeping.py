@@ -55,7 +55,7 @@ class Chosen:
     @property
     def values(self) -> dict[str, Any]:
         """Its parameters."""
-        return {"model": self.model, "older_than_s": int(self.older_than_days * DAY_S)}
+        return {"model": self.model, "older_than_s": self.older_than_days * DAY_S}
 
 
 def stats(folder: Path, chosen: Chosen) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import math
 import os
 import random
 import re
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -115,6 +116,8 @@ class Remote:
 
     def close(self) -> None:
         """Give the calls in flight a moment to arrive, since they are paid for; then close the cache."""
+        if sys.is_finalizing():  # a generator that nobody closed ends with the process: the loop's thread is gone already
+            return
         loop = _event_loop()
         closed = asyncio.run_coroutine_threadsafe(self._close(), loop)
         # a generator that an error left open is closed by whoever collects garbage, the loop's thread at times
