@@ -197,6 +197,20 @@ def test_where_to_write_is_checked_before_anything_is_read(tmp_path, command):
     assert fails(3, *command.split(), *source, "-o", tmp_path) == f"{tmp_path} is a folder; name a file in it"
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["check", "score -j judges", "eval-judge -t hf:embedded", "agreement", "probe-hacks -j judges", "transfer -j judges",
+     "import labels", "import jsonl", "concat", "synthesize", f"label -t {RECORDED}"],
+)  # fmt: skip
+def test_what_is_read_is_not_written_over(tmp_path, command, cache):
+    table = labels(tmp_path / "x.parquet", {}, {})
+    before = table.read_bytes()
+    (tmp_path / "y.parquet").symlink_to(table)
+    line = fails(2, *command.split(), table, "-o", tmp_path / "y.parquet")
+    assert line == f"{tmp_path / 'y.parquet'} is read by this command; write to another file, so that nothing is lost"
+    assert table.read_bytes() == before
+
+
 def test_a_folder_to_write_may_not_be_a_file(tmp_path):
     file = labels(tmp_path / "x.parquet", {})
     for command in ("train-judge", "rl"):

@@ -94,6 +94,7 @@ def moody(body, before):
     [
         pytest.param("label", signal.SIGKILL, id="label-kill -9"),
         pytest.param("label", signal.SIGINT, id="label-Ctrl-C", marks=pytest.mark.slow),
+        pytest.param("label", signal.SIGTERM, id="label-SIGTERM", marks=pytest.mark.slow),
         *(
             pytest.param(command, how, id=f"{command}-{name}", marks=pytest.mark.slow)
             for command in ("synthesize", "sample")
@@ -142,12 +143,14 @@ def test_a_run_that_is_stopped_loses_nothing_and_pays_nothing_twice(
     doomed.send_signal(how)
     _, told = doomed.communicate(timeout=20)
     assert not out.exists()
-    if how == signal.SIGINT:
-        assert doomed.returncode == 130
+    if how != signal.SIGKILL:
+        assert doomed.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[how]
         assert told.splitlines()[-1].startswith("interrupted; run the same command again")
 
     with closing(sqlite3.connect(tmp_path / "two" / "completions.sqlite")) as kept:
         (n_arrived,) = kept.execute("SELECT count(*) FROM completions").fetchone()
+        if how != signal.SIGKILL:  # calls in flight are waited for
+            assert n_arrived == len(server.calls) - n_whole
     before = len(server.calls)
     assert before - n_whole - n_arrived <= 16  # those on their way, in the worst case both ways
     assert tjd(*arguments(out)).exit_code == 0

@@ -6,6 +6,7 @@ the commands, so that `tjd --help` stays instant.
 
 import logging
 import os
+import signal
 import sys
 import tomllib
 import traceback
@@ -23,6 +24,10 @@ from tjd.redaction import Formatter, redacted
 UsageError: Any = typer.BadParameter.__base__  # what the parser raises; typer has no other name for it
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: the time limit of a cluster, `timeout`, a container that is stopped. Treated as Ctrl-C is."""
+
+
 class Boundary(TyperGroup):
     """Turns a TjdError into one line on standard error and its exit code; anything else is a bug."""
 
@@ -38,9 +43,9 @@ class Boundary(TyperGroup):
                 say("error: --config goes before the command: tjd --config FILE COMMAND ...", style="red")
                 raise typer.Exit(error.exit_code) from error
             raise
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             say("interrupted; run the same command again to go on from what is done", style="yellow")
-            raise typer.Exit(130) from None
+            raise typer.Exit(143 if isinstance(interrupt, Terminated) else 130) from None
 
 
 app = typer.Typer(
@@ -77,6 +82,7 @@ def main_callback(
 
 def main() -> None:
     """Entry point: a reader that goes away (`| head`) is not an error worth a traceback; a bug is, without keys in it."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
     except BrokenPipeError:
@@ -85,6 +91,10 @@ def main() -> None:
     except Exception:  # foreign errors in the chain quote what a server said, which may be our own headers
         sys.stderr.write(redacted(traceback.format_exc()))
         sys.exit(1)
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
 
 
 def _default_map(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@
       BackendError ........ 5   the teacher failed past its retries, or too many verdicts are unreadable
         BudgetError ....... 7   --max-cost is reached; what arrived is kept
       TrainingError ....... 6   the loss is NaN, no group has any spread of reward, or a judge accepts hacks
-    interrupt ............. 130
+    interrupt ............. 130, SIGTERM 143
 
 Messages are one line: what is wrong, where, what to do.
 """

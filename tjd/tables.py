@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tjd import __version__
-from tjd.errors import DataError
+from tjd.errors import ConfigError, DataError
 
 Row = dict[str, Any]
 
@@ -354,6 +354,13 @@ def require_writable(out: str) -> None:
         raise DataError(f"{out} is a folder; name a file in it")
     elif not os.access(folder, os.W_OK | os.X_OK):
         raise DataError(f"{folder} cannot be written to; choose another place, or ask for the right to write there")
+
+
+def require_other_file(source: str, *outs: str | None) -> None:
+    """Raise ConfigError where a command would write over what it reads, and rows or columns be lost."""
+    for out in outs:
+        if out and Path(out).is_file() and Path(source).exists() and Path(out).samefile(source):
+            raise ConfigError(f"{out} is read by this command; write to another file, so that nothing is lost")
 
 
 def write_rows(rows: Iterable[Row], out: str, schema: pa.Schema, provenance: Mapping[str, Any]) -> int:

@@ -55,6 +55,7 @@ def agreement_command(
     from tjd.stages import agreement as stage
 
     to = answers_to(out, queue)
+    tables.require_other_file(table, out, queue)
     needed = [config.query_id, *(config.rater or ["votes"])]
     source = tables.open_table(table, "foreign", need=needed, not_null=[config.query_id])
     if config.category != AgreementConfig().category and config.category not in source.schema.names:

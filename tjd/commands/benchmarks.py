@@ -58,6 +58,7 @@ def _importer(name: str) -> Callable[..., None]:
         from tjd import tables
         from tjd.benchmarks import BENCHMARKS, sources
 
+        tables.require_other_file(source, out)
         rows = BENCHMARKS[name].read(source)
         kept = _subset(rows, subset)[: limit or None]
         if not kept:
@@ -109,6 +110,8 @@ def evaluate_command(
     from tjd.stages import evaluate as stage
 
     to = answers_to(out, responses)
+    for path in config.model:
+        tables.require_other_file(path, out, responses)
     named = _sources(benchmark, data)
     every = {name: BENCHMARKS[name].read(source) for name, source in named.items()}
     rows = [row for prompts_of in every.values() for row in stage.take(prompts_of, limit)]

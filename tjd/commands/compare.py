@@ -84,6 +84,7 @@ def eval_judge_command(
 
     if figure:
         require_figure("eval-judge", figure)
+    tables.require_other_file(labels, out)
     needed = ("query_id", "query", "constraint")
     table = tables.open_table(labels, "labels", need=(*stage.NEED, config.truth), not_null=needed)
     found = list(rows_of(table, where, limit))

@@ -19,6 +19,8 @@ def concat_command(
     from tjd import tables
     from tjd.stages import concat as stage
 
+    for part in parts:
+        tables.require_other_file(part, out)
     opened = stage.in_order([tables.open_table(part, "foreign", may_be_empty=True) for part in parts])
     n_rows = tables.write_batches(stage.concat(opened), out, stage.schema(opened), stage.provenance(opened))
     say(f"concat: {len(opened)} parts, {counted(n_rows, 'row')} -> {'standard output' if out == tables.STDIO else out}")

@@ -71,6 +71,7 @@ def synthesize_command(
     from tjd.stages import synthesize as stage
     from tjd.teacher.verification import VARIABLES
 
+    tables.require_other_file(queries, out, rejected)
     if rejected == out:
         raise ConfigError(f"--out and --rejected are both {out}; name two files")
     if shard and (config.dedup or rejected):
@@ -158,6 +159,8 @@ def sample_command(
     from tjd.stages import sample as stage
     from tjd.teacher import in_turn
 
+    for source in filter(None, (instructions, labels)):
+        tables.require_other_file(source, out)
     if bool(labels) != bool(config.target_balance):
         raise ConfigError("--labels and --target-balance go together")
     table = tables.open_table(instructions, "instructions", need=stage.NEED)
@@ -222,6 +225,7 @@ def label_command(
     from tjd.teacher import panel
     from tjd.teacher.verdicts import VARIABLES, prompt_name
 
+    tables.require_other_file(responses, out)
     own, digests = own_checkers(checkers)
     prompt = prompts.load(prompt_name(config.mode, config.format, config.rationale), VARIABLES[config.mode])
     again = prompts.load("again.v1", ["reason"])
@@ -288,6 +292,7 @@ def import_labels_command(
         "query_id": query_id, "response_id": response_id, "constraint_id": constraint_id, "category": category,
         "model": model, "teacher": teacher,
     }  # fmt: skip
+    tables.require_other_file(source, out)
     table = tables.open_table(source, "foreign")
     columns = stage.columns_of(table.schema, given)
     kept = stage.kept_of(table.schema, columns)

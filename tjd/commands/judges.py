@@ -128,6 +128,7 @@ def score_command(
     from tjd.judge import ensemble
     from tjd.stages import score as stage
 
+    tables.require_other_file(table, out)
     source = tables.open_table(table, "foreign", need=stage.NEED)
     tables.require_constraints(source)
     judge = ensemble.load(judges, dtype=dtype, engine=engine)

@@ -57,6 +57,7 @@ def check_command(
     from tjd.checkers import parallel
     from tjd.stages import check as stage
 
+    tables.require_other_file(table, out)
     own, digests = own_checkers(checkers)
     source = tables.open_table(table, "foreign", need=stage.NEED)
     tables.require_constraints(source, ["checker"])
@@ -102,10 +103,11 @@ def import_jsonl_command(
     a soft one, `{"checker": "punctuation:no_comma", "kwargs": {}, "text": "..."}` for a rule. Without an `instruction`
     the constraints' texts are put behind the query. Checkers, kwargs and categories are validated.
     """
-    from tjd import records
+    from tjd import records, tables
     from tjd import taxonomy as categories
     from tjd.stages import import_instructions as stage
 
+    tables.require_other_file(source, out)
     known = categories.load(taxonomy)
     own, digests = own_checkers(checkers)
     found = records.open_records(source)
@@ -135,7 +137,7 @@ def import_verinstruct_command(
     Its hard constraints are Python code. It is not run, but written to --functions: read it, then pass that file as
     --checkers to `tjd check`, `tjd label` or `tjd rl`.
     """
-    from tjd import records
+    from tjd import records, tables
     from tjd import taxonomy as categories
     from tjd.stages import import_instructions as stage
 
@@ -143,6 +145,7 @@ def import_verinstruct_command(
         raise ConfigError(
             "VerInstruct's hard constraints are code: give --functions FILE to write it to, or --subset soft"
         )
+    tables.require_other_file(source, out, functions and str(functions))
     sources: dict[str, str] = {}
     found = records.open_records(source)
     rows = stage.from_verinstruct(found.placed, categories.load(taxonomy), sources.__setitem__)

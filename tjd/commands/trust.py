@@ -69,6 +69,7 @@ def probe_hacks_command(
     from tjd.stages import probe_hacks as stage
 
     to = answers_to(out, metrics)
+    tables.require_other_file(table, out, metrics)
     known = hacks.load(probes)
     source = tables.open_table(table, "foreign", need=stage.NEED)
     tables.require_constraints(source)
@@ -145,6 +146,7 @@ def transfer_command(
     if figure:
         require_figure("transfer", figure)
     writable_folder(judges)
+    tables.require_other_file(labels, out)
     table = tables.open_table(labels, "labels", need=train_judge.NEED, not_null=("query_id", "query", "constraint"))
     wanted = training.category
     rows = [row for row in rows_of(table, where, limit) if not wanted or row["category"] in wanted]
@@ -198,6 +200,7 @@ def _transfer_policies(
     from tjd.stages.transfer_rl import GAIN
 
     to = answers_to(out)
+    tables.require_other_file(instructions, out)
     if figure:
         require_figure("transfer", figure)
     known = ("instruction_id", "query_id", "query", "instruction", "constraints")
