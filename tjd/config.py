@@ -94,6 +94,10 @@ class BackendConfig:
     cache_tag: str = flag(
         "", "Any text; answers kept under another are asked anew: for a model that changed under its name."
     )
+    retry_unusable: bool = flag(
+        False,
+        "Forget the kept answers of remote models that cannot be used, such as unreadable verdicts, and ask anew.",
+    )
     max_cost: float | None = flag(
         None, "Dollars that this run may spend; no call is sent that could pass them. Exit 7 there; nothing is lost."
     )

@@ -168,6 +168,34 @@ def test_calls_in_flight_when_a_run_ends_are_kept(server: Server, cache: Path) -
     assert set(server.asked.values()) == {1}
 
 
+def test_what_could_not_be_used_is_asked_anew_on_request(server: Server, cache: Path) -> None:
+    well = False
+
+    def moody(body: dict[str, Any], before: int) -> Reply:
+        return Reply("Yes" if well or "line 1" not in str(body["messages"]) else "Perhaps")
+
+    def asked_for(**config: Any) -> tuple[list[str | None], int]:
+        before = len(server.calls)
+        teacher = open_teacher("openai/gpt-4o-mini", BackendConfig(**config), cache)
+        requests = [*numbered(4), *numbered(2)]
+        texts = [completion.text for completion in teacher.ask(requests, again)]
+        teacher.close()
+        return texts, len(server.calls) - before
+
+    def again(request: Request, completion: Completion) -> Request | None:
+        return None if completion.text == "Yes" else asked_again(request, completion, "Yes or No?")
+
+    server.script = moody
+    bad, good = ["Yes", "Perhaps", "Yes", "Yes", "Yes", "Perhaps"], ["Yes"] * 6
+    assert asked_for() == (bad, 5)
+    assert asked_for() == (bad, 0)
+    assert asked_for(retry_unusable=True) == (bad, 2)
+    well = True
+    assert asked_for() == (bad, 0)
+    assert asked_for(retry_unusable=True) == (good, 1)
+    assert asked_for(retry_unusable=True) == (good, 0)
+
+
 LEFT_OPEN = """
 from tjd.config import BackendConfig
 from tjd.teacher import Request, in_turn, open_teacher, user

@@ -77,8 +77,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 class Written:
     """What became of a table that was written: how many rows, how many null, and where."""
 
-    def __init__(self, out: str, null: str | None) -> None:
+    def __init__(self, out: str, null: str | None, *, remote: bool = False) -> None:
         self.out, self.null = out, null
+        self.remote = remote  # whether a server was asked, whose answers are kept
         self.n_rows, self.n_null = 0, 0
         self.n_votes, self.n_lost, self.n_short = 1, 0, 0  # asked for a row, unusable, and rows that lack some
         self.cost_usd: float | None = 0.0  # of the rows, whenever they were paid for; null if one is unknown
@@ -118,6 +119,8 @@ class Written:
 
             of_out = "" if self.out == "-" else f" of {self.out}"
             advice = f"{ADVICE}; " if MISSING in common else ""
+            if self.remote:
+                advice += "run it again with --retry-unusable to ask for these anew; "
             raise BackendError(
                 f"{self.n_null} of {counted(self.n_rows, 'row')} have no {self.null} (mostly: {common}); "
                 f"{advice}see the column 'error'{of_out}, or raise --max-invalid"
@@ -191,10 +194,11 @@ def write(
         BudgetError: `--max-cost` is reached; nothing is written, and the same command goes on from the cache.
     """
     from tjd import tables
+    from tjd.teacher.remote import Remote
 
     asked = models or ()
     source = provenance(stage, config, inputs, prompts, asked, digests=digests, chosen=chosen)
-    written = Written(out, null)
+    written = Written(out, null, remote=any(isinstance(model, Remote) for model in asked))
     if shard is not None:
         source |= {"shard": {"number": shard.number, "of": shard.of}}  # beside the config: `tjd concat` takes it out
         total = total and total // shard.of

@@ -81,6 +81,8 @@ class Batch(Remote):
         """
         requests = iter(requests)
         while window := list(islice(requests, JOBS_AT_ONCE * self._config.job_size)):
+            for request in window if self._config.retry_unusable else ():
+                self._ledger.forget_unusable(request, again)
             firsts = self._complete_all(window)
             seconds = [follow_up(request, first, again) for request, first in zip(window, firsts, strict=True)]
             answers = iter(self._complete_all([second for second in seconds if second is not None]))

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tjd.errors import BackendError
-from tjd.teacher import Completion, Request, Spoken, Usage
+from tjd.teacher import Again, Completion, Request, Spoken, Usage, follow_up
 
 FILE = "completions.sqlite"
 COLUMNS = "text, finish_reason, n_prompt_tokens, n_tokens, cost_usd, logprobs"
@@ -58,6 +58,7 @@ class Ledger:
         self.identity = f"{identity}\x1f{tag}" if tag else identity
         self._connection: sqlite3.Connection | None = None
         self._synced_at = -SYNC_EVERY_S  # time.monotonic
+        self._forgotten: set[bytes] = set()  # by `forget_unusable`
 
     def key(self, request: Request) -> bytes:
         """What a completion is found by."""
@@ -70,18 +71,33 @@ class Ledger:
 
     def find(self, request: Request) -> Completion | None:
         """The completion that arrived before, if one did."""
+        completion = self._look_up(request)
+        if completion is not None:
+            self.usage.cached += 1
+            self.usage.saved_usd += completion.cost_usd or 0.0
+        return completion
+
+    def forget_unusable(self, request: Request, again: Again | None) -> None:
+        """Forget the answer to a request, and to asking again, if an earlier run could use neither."""
+        first = self._look_up(request)
+        second = first and follow_up(request, first, again)
+        answer = second and self._look_up(second)
+        keys = {self.key(each) for each in (request, second) if each}
+        if second and answer and follow_up(second, answer, again) and keys.isdisjoint(self._forgotten):
+            self._forgotten |= keys  # once: what comes now stands, also for equal requests
+            with self.connection() as cache, cache:
+                cache.executemany("DELETE FROM completions WHERE key = ?", ((key,) for key in keys))
+
+    def _look_up(self, request: Request) -> Completion | None:
         if self._folder is None:
             return None
         with self.connection() as cache:
             found = cache.execute(f"SELECT {COLUMNS} FROM completions WHERE key = ?", (self.key(request),)).fetchone()
         if found is None:
             return None
-        self.usage.cached += 1
         text, *rest, logprobs = found
         tokens = None if logprobs is None else tuple(Spoken(*token) for token in json.loads(logprobs))
-        completion = Completion(text, self._model, *rest, logprobs=tokens)
-        self.usage.saved_usd += completion.cost_usd or 0.0
-        return completion
+        return Completion(text, self._model, *rest, logprobs=tokens)
 
     def enter(self, arrived: Iterable[tuple[Request, Completion]]) -> None:
         """Count calls that were made, and keep those that were answered; all of them or, if killed here, none."""

@@ -116,7 +116,9 @@ class Remote:
 
     def close(self) -> None:
         """Give the calls in flight a moment to arrive, since they are paid for; then close the cache."""
-        if sys.is_finalizing():  # a generator that nobody closed ends with the process: the loop's thread is gone already
+        if (
+            sys.is_finalizing()
+        ):  # a generator that nobody closed ends with the process: the loop's thread is gone already
             return
         loop = _event_loop()
         closed = asyncio.run_coroutine_threadsafe(self._close(), loop)
@@ -135,6 +137,8 @@ class Remote:
 
     async def _answer(self, request: Request, again: Again | None, halt: Halt) -> Completion:
         try:
+            if self._config.retry_unusable:
+                self._ledger.forget_unusable(request, again)
             first = await self._complete(request, halt)
             second = follow_up(request, first, again)
             return first if second is None else merged(first, await self._complete(second, halt))
