@@ -62,4 +62,4 @@ demo-data: $(READY) ## rebuild data/demo from its sources (SOURCE=folder)
 	$(BIN)/python data/demo/convert.py $(SOURCE)
 
 clean: ## remove what was built
-	rm -rf $(VENV) demo demo-full demo-live demo-full-live build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) try demo demo-full demo-live demo-full-live build dist .pytest_cache .ruff_cache

@@ -24,4 +24,4 @@ def test_the_seven_commands_by_hand(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "reward by step" in done.stdout
-    assert (tmp_path / "demo" / "policy" / "rollouts.parquet").is_file()
+    assert (tmp_path / "try" / "policy" / "rollouts.parquet").is_file()
