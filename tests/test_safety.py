@@ -76,6 +76,7 @@ def test_a_key_is_nowhere_to_be_found(status, code, exit_code, tmp_path):
         ("http://user:pass@host:8000/v1 said no", "http://***@host:8000/v1 said no"),
         ("http://host:8000/v1?a=b said no", "http://host:8000/v1?a=b said no"),
         ("a short secret x stays", "a short secret x stays"),
+        ("skateboarding in keyword_rules.parquet", "skateboarding in keyword_rules.parquet"),
     ],
 )
 def test_what_is_redacted(text, shown, monkeypatch):

@@ -8,7 +8,7 @@ SECRET_NAMES = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")  # how the names of va
 SHORTEST = 8  # characters; a shorter value would be found in innocent words
 SHORTEST_IN_DATA = 16  # in the text of a model, which must not be changed without need
 
-_LOOKS_LIKE_A_KEY = re.compile(r"\b(?:sk|key|AIza)[-\w*]{8,}")
+_LOOKS_LIKE_A_KEY = re.compile(r"\b(?:g?sk[-_]|key-|hf_|xai-|AIza)[-\w*]{8,}")
 _BEARER = re.compile(r"(?i)(\bbearer\s+)[^\s'\",}]+")
 _IN_AN_ADDRESS = re.compile(r"(://)[^/\s:@]+:[^/\s@]+@")
 
