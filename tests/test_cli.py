@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from tjd import tables
 from tjd.cli import app
+from tjd.commands.common import Written
 from tjd.config import EvalJudgeConfig, EvaluateConfig, LabelConfig, RlConfig, SampleConfig, TrainJudgeConfig
 from tjd.resources import folder
 
@@ -410,6 +411,16 @@ def test_votes_that_fail_are_told_apart_from_verdicts(tmp_path):
     assert f", {told} -> {out}" in result.stderr
     assert "80 failed" not in result.stderr
     assert "failed" not in tjd(*command, "-t", RECORDED, "--votes", 1).stderr
+
+
+def test_votes_that_fail_are_told_with_their_own_reason_where_the_others_are_tied():
+    written = Written("out.parquet", "followed")
+    tied = {"followed": None, "votes": [None, False, True], "error": "votes are tied; 1 of 3 votes unreadable: no JSON"}
+    even = {"followed": None, "votes": [False, True], "error": "votes are tied"}
+    kept = {"followed": True, "votes": [True, None, True], "error": "cut at max_tokens"}
+    assert len(list(written.count([tied, tied, even, kept]))) == 4
+    [told] = written.told_of_votes()
+    assert told == "3 votes failed (mostly: no JSON); 1 rows have a verdict, 1 of them with fewer than 3 votes"
 
 
 def test_queries_may_be_jsonl(tmp_path):

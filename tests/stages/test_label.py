@@ -126,6 +126,13 @@ def test_unreadable_votes_do_not_count_but_are_told() -> None:
     assert (row["followed"], row["agreement"], row["error"]) == (True, 1.0, "neither Yes nor No")
 
 
+def test_a_tie_that_an_unreadable_vote_led_to_tells_both() -> None:
+    ask = answering(lambda request: ["Well", "No", "Yes"][request.seed])
+    (row,) = labelled([response("a", soft("warm"))], ask, votes=3)
+    assert (row["followed"], row["votes"]) == (None, [None, False, True])
+    assert row["error"] == "votes are tied; 1 of 3 votes unreadable: neither Yes nor No"
+
+
 def test_an_unreadable_answer_is_asked_again_once() -> None:
     ask = answering(lambda request: "Hmm" if len(request.messages) == 1 else "No")
     (row,) = labelled([response("a", soft("warm"))], ask)
