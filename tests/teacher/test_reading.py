@@ -24,6 +24,9 @@ from tjd.teacher import reading
         ("<think>No? No. Yes!</think>\nYes", True),
         ("so it does.</think> No", False),
         ("# Yes", True),
+        ("Yes\n\nIt keeps the tone.\n\nFinal verdict: Yes", True),
+        ("Is it warm? Yes. Is it short? No.\n\nNo", False),
+        ("<think>\nYes\n</think>\nNo", False),
     ],
 )
 def test_verdicts_that_can_be_read(text: str, expected: bool) -> None:
@@ -50,6 +53,13 @@ def test_verdicts_that_can_be_read(text: str, expected: bool) -> None:
 )
 def test_all_else_is_unreadable(text: str) -> None:
     assert reading.verdict(text) == (None, reading.UNREADABLE)
+
+
+@pytest.mark.parametrize(
+    "text", ["Yes\n\nNo", "No\nYes", "**Yes**\n- No.", "Answer: Yes\nWait, it breaks off.\nFinal answer: No", "Yes\nNo\nHm"]
+)
+def test_verdicts_that_contradict_each_other_are_none(text: str) -> None:
+    assert reading.verdict(text) == (None, "both Yes and No")
 
 
 @pytest.mark.parametrize("text", ["", " \n", "<think>hm</think>"])

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 UNREADABLE = "neither Yes nor No"
+TORN = "both Yes and No"
 CUT = "cut at max_tokens"
 SILENT = "the model said nothing"
 
@@ -29,17 +30,19 @@ def without_thinking(text: str) -> str:
 def verdict(text: str, finish_reason: str | None = None) -> tuple[bool | None, str | None]:
     """Read Yes or No: the whole text, or its last line, and nothing but that.
 
-    A last line that was cut is not trusted: "No" may be the start of "Not only".
+    Reasoning may stand before it, but no line that is another verdict. A last line that was cut is not trusted: "No" may
+    be the start of "Not only".
 
     Returns:
         The verdict, or null and the reason.
     """
     lines = _lines(text)
     cut = finish_reason == "length"
-    found = _VERDICT.fullmatch(lines[-1]) if lines and not (cut and len(lines) > 1) else None
-    if found:
-        return _is_yes(found[1]), None
-    return None, _reason(text, finish_reason, UNREADABLE)
+    found = [_VERDICT.fullmatch(line) for line in lines]
+    said = {_is_yes(match[1]) for match in found if match}
+    if found and found[-1] and len(said) == 1 and not (cut and len(lines) > 1):
+        return said.pop(), None
+    return None, _reason(text, finish_reason, TORN if len(said) > 1 else UNREADABLE)
 
 
 def numbered_verdicts(text: str, n: int, finish_reason: str | None = None) -> tuple[list[bool | None], str | None]:
