@@ -56,7 +56,8 @@ def test_all_else_is_unreadable(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["Yes\n\nNo", "No\nYes", "**Yes**\n- No.", "Answer: Yes\nWait, it breaks off.\nFinal answer: No", "Yes\nNo\nHm"]
+    "text",
+    ["Yes\n\nNo", "No\nYes", "**Yes**\n- No.", "Answer: Yes\nWait, it breaks off.\nFinal answer: No", "Yes\nNo\nHm"],
 )
 def test_verdicts_that_contradict_each_other_are_none(text: str) -> None:
     assert reading.verdict(text) == (None, "both Yes and No")
@@ -187,7 +188,6 @@ def test_json_verdicts_that_cannot_be_read(text: str) -> None:
     [
         '{"number": 1, "verdict": "Yes"}',
         '{"number": 1, "verdict": "Yes"}, {"number": 1, "verdict": "No"}',
-        '{"number": 2, "verdict": "Yes"}, {"number": 1, "verdict": "No"}',
         '{"verdict": "Yes"}, {"verdict": "No"}',
         '{"number": 1, "verdict": "Yes"}, {"number": 2, "verdict": "perhaps"}',
         '"Yes", "No"',
@@ -196,6 +196,11 @@ def test_json_verdicts_that_cannot_be_read(text: str) -> None:
 def test_all_json_verdicts_are_null_if_one_is_unreadable(items: str) -> None:
     told = "no JSON object with 2 numbered verdicts"
     assert reading.json_verdicts(f'{{"verdicts": [{items}]}}', 2) == ([None, None], [None, None], told)
+
+
+def test_json_verdicts_may_stand_in_any_order() -> None:
+    items = '{"number": 2, "reason": "b", "verdict": "No"}, {"number": 1, "reason": "a", "verdict": "Yes"}'
+    assert reading.json_verdicts(f'{{"verdicts": [{items}]}}', 2) == ([True, False], ["a", "b"], None)
 
 
 def test_reasons_beside_json_verdicts() -> None:

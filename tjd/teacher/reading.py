@@ -18,7 +18,8 @@ _VERDICT = re.compile(r"(?:(?:final\s+)?(?:verdict|answer)\s*:\s*)?(yes|no)[\s.!
 _NUMBERED = re.compile(r"(\d{1,9})\s*[:.)]\s*(yes|no)[\s.!]*", re.IGNORECASE)
 _NUMBERED_WORD = re.compile(r"(?<!\d)(\d{1,9})[\W_]+(yes|no)(?![^\W_])", re.IGNORECASE)
 _WORD = re.compile(r"(?<![^\W_])(?:yes|no)(?![^\W_])", re.IGNORECASE)
-_JSON_WORD = re.compile(r'"verdict"\s*:\s*"(yes|no)"', re.IGNORECASE)  # never within a string: its quotes are escaped
+_JSON_NUMBER = re.compile(r'"number"\s*:\s*(\d{1,9})')
+_JSON_WORD = re.compile(r'"verdict"\s*:\s*"(yes|no)"', re.IGNORECASE)  # neither within a string: its quotes are escaped
 _FENCED = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
 
 
@@ -79,7 +80,7 @@ def json_object(text: str, finish_reason: str | None = None) -> tuple[dict[str, 
 def json_verdicts(
     text: str, n: int | None, finish_reason: str | None = None
 ) -> tuple[list[bool | None], list[str | None], str | None]:
-    """Read `{"verdict": "Yes"}`; or `{"verdicts": [...]}`, a list of `n` such objects whose `number` counts from 1.
+    """Read `{"verdict": "Yes"}`; or `{"verdicts": [...]}`, a list of `n` such objects, numbered from 1 in any order.
 
     Nothing may stand around the object but a code fence, and no key may be repeated.
 
@@ -90,7 +91,7 @@ def json_verdicts(
     fenced = _FENCED.fullmatch(body)
     try:
         found = json.loads(fenced[1] if fenced else body, object_pairs_hook=_unrepeated)
-        items = [found] if n is None else found["verdicts"]
+        items = [found] if n is None else sorted(found["verdicts"], key=lambda item: item["number"])
         if n is not None and [item["number"] for item in items] != list(range(1, n + 1)):
             raise ValueError("other numbers")
         words = [item["verdict"].lower() for item in items]
@@ -108,7 +109,11 @@ def places_of_verdicts(text: str, n: int | None, format: str) -> list[int]:
     """Where each verdict that was read begins, by number, as an index into the text; empty where that is not clear."""
     start = text.rfind("</think>") + 1
     if format == "json":
-        return [match.start(1) for match in _JSON_WORD.finditer(text, start)]
+        places = [match.start(1) for match in _JSON_WORD.finditer(text, start)]
+        numbers = [int(match[1]) for match in _JSON_NUMBER.finditer(text, start)]
+        if n is None:
+            return places
+        return [place for _, place in sorted(zip(numbers, places, strict=True))] if len(numbers) == len(places) else []
     if n is None:
         return [match.start() for match in _WORD.finditer(text, start)][-1:]
     numbered = {int(match[1]): match.start(2) for match in _NUMBERED_WORD.finditer(text, start)}
