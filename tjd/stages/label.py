@@ -109,8 +109,9 @@ def majority(votes: Sequence[bool | None]) -> tuple[bool | None, float | None]:
     readable = [vote for vote in votes if vote is not None]
     if not readable:
         return None, None
-    share = sum(readable) / len(readable)
-    return (None if share == 0.5 else share > 0.5), max(share, 1 - share)
+    n_yes = sum(readable)
+    n_no = len(readable) - n_yes
+    return (None if n_yes == n_no else n_yes > n_no), max(n_yes, n_no) / len(readable)
 
 
 def certain_majority(votes: Sequence[bool | None]) -> bool | None:
