@@ -413,6 +413,26 @@ def test_votes_that_fail_are_told_apart_from_verdicts(tmp_path):
     assert "failed" not in tjd(*command, "-t", RECORDED, "--votes", 1).stderr
 
 
+def test_votes_that_only_repeat_each_other_are_warned_of(tmp_path):
+    command = (
+        "label",
+        DEMO / "pool.parquet",
+        "-t",
+        RECORDED,
+        "--limit",
+        5,
+        "--dry-run",
+        "-o",
+        tmp_path / "out.parquet",
+    )
+    greedy = tjd(*command, "--temperature", 0, "--votes", 3)
+    assert greedy.exit_code == 0
+    told = "warning: at --temperature 0 the 3 votes of a teacher repeat each other, and each is paid for; "
+    assert greedy.stderr.count(told) == 1
+    for sound in (("--votes", 3), ("--temperature", 0)):
+        assert "warning" not in tjd(*command, *sound).stderr
+
+
 def test_votes_that_fail_are_told_with_their_own_reason_where_the_others_are_tied():
     written = Written("out.parquet", "followed")
     tied = {"followed": None, "votes": [None, False, True], "error": "votes are tied; 1 of 3 votes unreadable: no JSON"}

@@ -28,7 +28,7 @@ from tjd.commands.common import (
     writable,
     write,
 )
-from tjd.commands.terminal import answers_to, print_grid, require_known
+from tjd.commands.terminal import answers_to, print_grid, require_known, say
 from tjd.config import AgreementConfig, BackendConfig, LabelConfig, SampleConfig, SynthesizeConfig, as_dict
 from tjd.errors import ConfigError, DataError
 from tjd.extras import need
@@ -222,6 +222,12 @@ def label_command(
     from tjd.teacher import panel
     from tjd.teacher.verdicts import VARIABLES, prompt_name
 
+    if config.votes > 1 and config.temperature == 0:
+        say(
+            f"warning: at --temperature 0 the {config.votes} votes of a teacher repeat each other, and each is paid for; "
+            "leave out --votes, or raise --temperature",
+            style="yellow",
+        )
     own, digests = own_checkers(checkers)
     prompt = prompts.load(prompt_name(config.mode, config.format, config.rationale), VARIABLES[config.mode])
     again = prompts.load("again.v1", ["reason"])
