@@ -91,6 +91,7 @@ def test_a_panel_is_compared_at_the_end(tmp_path):
     panel = ("label", DEMO / "pool.parquet", "-t", RECORDED, "-t", f"recorded:{other}", "--limit", 200)
     done = tjd(*panel, "--max-invalid", 1, "-o", out)
     names = [f"recorded:{tables.file_digest(path)[:12]}" for path in (DEMO / "recorded.parquet", other)]
+    assert all(f"{name}: 200 calls (0 more from the cache)" in done.stderr for name in names)
     assert "Cohen's" in done.stderr
     assert "bias" in done.stderr
     rows = pq.read_table(out).to_pylist()

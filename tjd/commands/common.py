@@ -227,7 +227,8 @@ def write(
         common = max(written.reasons, key=lambda reason: written.reasons[reason])
         told.append(f"{written.n_null} without {null} (mostly: {common})")
     votes = written.told_of_votes()
-    told += [used(model.usage, failed=not votes) for model in asked] + votes
+    several = len(asked) > 1
+    told += [(f"{model.name}: " if several else "") + used(model.usage, failed=not votes) for model in asked] + votes
     part = f" (part {shard.number} of {shard.of})" if shard else ""
     say(f"{stage}{part}: {', '.join(told)} -> {'standard output' if out == tables.STDIO else out}")
     return written
