@@ -82,6 +82,19 @@ def test_what_is_rejected_does_not_reach_the_output(server, tmp_path, monkeypatc
     )
 
 
+def test_a_query_that_is_there_twice_is_rejected_as_a_near_duplicate_is(server, tmp_path):
+    (tmp_path / "q.jsonl").write_text("\n".join(json.dumps({"query": q}) for q in [*RIVERS, RIVERS[0]]))
+    out, rejected = tmp_path / "out.parquet", tmp_path / "rejected.parquet"
+    command = ("synthesize", tmp_path / "q.jsonl", "-t", MODEL, "-o", out)
+    assert "row 6 of" in fails(3, *command)
+    result = tjd(*command, "--dedup", 0.8, "--rejected", rejected)
+    assert result.exit_code == 0, result.output
+    assert pq.read_table(out).num_rows == len(server.calls) == 5
+    [row] = tables.open_table(str(rejected), "rejected").rows()
+    assert row["query"] == RIVERS[0]
+    assert row["reason"] == f"near-duplicate query: like that of {tables.text_id(RIVERS[0])}"
+
+
 def test_another_model_may_verify_and_no_path_is_kept(server, tmp_path):
     [query] = queries = [{"query_id": "q", "query": RIVERS[0]}]
     table = write(tmp_path / "queries.parquet", queries)

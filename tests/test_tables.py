@@ -165,7 +165,11 @@ def test_what_is_no_table_is_told(tmp_path: Path, text: str) -> None:
 
 def test_equal_queries_without_ids_are_told(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text('{"query": "x"}\n{"query": "x"}\n')
-    assert told(tmp_path / "q.jsonl").endswith("repeats the query of row 1; remove it, or give each a query_id")
+    advice = "remove it, give each a query_id, or let --dedup reject it"
+    assert told(tmp_path / "q.jsonl").endswith(f"row 2 of {tmp_path / 'q.jsonl'} repeats the query of row 1; {advice}")
+    rows = list(tables.open_table(str(tmp_path / "q.jsonl"), "queries", may_repeat=True).rows())
+    assert [row["query"] for row in rows] == ["x", "x"]
+    assert rows[0]["query_id"] == tables.text_id("x") != rows[1]["query_id"]
 
 
 def test_further_columns_travel_along(tmp_path: Path) -> None:

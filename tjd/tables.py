@@ -305,6 +305,7 @@ def open_table(
     not_null: Sequence[str] = (),
     *,
     may_be_empty: bool = False,
+    may_repeat: bool = False,
 ) -> Table:
     """Open a table and check it before any work is done on it.
 
@@ -314,6 +315,7 @@ def open_table(
         need: Columns that must be there; by default the key. Declared columns that are there must have their type.
         not_null: Those of them that must be filled where a row has a verdict on a soft constraint.
         may_be_empty: Accept a table without rows.
+        may_repeat: Accept equal queries where JSONL or CSV gives no `query_id`; each gets one of its own.
 
     Raises:
         DataError: Not a table, truncated, empty, a column is missing or mistyped, a key is null or repeated, or a value
@@ -322,7 +324,7 @@ def open_table(
     declared, key = KEYS[kind]
     raw, digest = _source_bytes(source)
     name = "standard input" if source == STDIO else source
-    file = _parquet_file(raw, name, kind)
+    file = _parquet_file(raw, name, kind, may_repeat)
     schema = _checked_schema(file.schema_arrow, declared, tuple(key if need is None else need), name)
     table = Table(name, file, schema, digest)
     if len(table) == 0 and not may_be_empty:
@@ -594,7 +596,7 @@ def _source_bytes(source: str) -> tuple[pa.NativeFile, str]:
     return pa.OSFile(str(path)), file_digest(path)
 
 
-def _parquet_file(raw: pa.NativeFile, name: str, kind: str) -> pq.ParquetFile:
+def _parquet_file(raw: pa.NativeFile, name: str, kind: str, may_repeat: bool) -> pq.ParquetFile:
     magic = raw.read(4)
     raw.seek(0)
     if magic == b"PAR1":
@@ -604,10 +606,10 @@ def _parquet_file(raw: pa.NativeFile, name: str, kind: str) -> pq.ParquetFile:
             raise DataError(f"{name} is a truncated or damaged Parquet file; write it anew") from exc
     if kind != "queries":
         raise DataError(f"{name} is not a Parquet file; only queries may also be JSONL or CSV")
-    return pq.ParquetFile(_as_parquet(_read_text_table(raw, name)))
+    return pq.ParquetFile(_as_parquet(_read_text_table(raw, name, may_repeat)))
 
 
-def _read_text_table(raw: pa.NativeFile, name: str) -> pa.Table:
+def _read_text_table(raw: pa.NativeFile, name: str, may_repeat: bool) -> pa.Table:
     """JSONL, a JSON array or CSV with a column `query`; a missing `query_id` becomes a digest of the query."""
     import pandas as pd
 
@@ -628,7 +630,7 @@ def _read_text_table(raw: pa.NativeFile, name: str) -> pa.Table:
         if "query_id" in columns:
             columns["query_id"] = [None if key is None else str(key) for key in columns["query_id"]]
         elif "query" in columns:
-            columns = {"query_id": _ids_of_queries(columns["query"], name), **columns}
+            columns = {"query_id": _ids_of_queries(columns["query"], name, may_repeat), **columns}
         return pa.table(columns)
     except (ValueError, pa.ArrowException) as exc:
         raise DataError(f"{name} is neither Parquet, JSON, JSONL nor CSV ({_first_line(exc)})") from exc
@@ -643,15 +645,19 @@ def _encode_kwargs(rows: Iterable[Row]) -> None:
                 constraint["kwargs"] = kwargs_text(constraint["kwargs"])
 
 
-def _ids_of_queries(queries: Sequence[object], name: str) -> list[str]:
-    """A digest of each query; two that are equal cannot be told apart."""
-    first: dict[object, int] = {}
+def _ids_of_queries(queries: Sequence[object], name: str, may_repeat: bool) -> list[str]:
+    """A digest of each query; of one that may repeat another, with the number of its row."""
+    first: dict[str, int] = {}
+    ids = []
     for number, query in enumerate(map(str, queries), start=1):
-        if first.setdefault(query, number) < number:
+        is_new = first.setdefault(query, number) == number
+        if not is_new and not may_repeat:
             raise DataError(
-                f"row {number} of {name} repeats the query of row {first[query]}; remove it, or give each a query_id"
+                f"row {number} of {name} repeats the query of row {first[query]}; remove it, give each a query_id, or "
+                "let --dedup reject it"
             )
-    return [text_id(str(query)) for query in queries]
+        ids.append(text_id(query) if is_new else text_id(query, str(number)))
+    return ids
 
 
 def _as_parquet(table: pa.Table) -> io.BytesIO:

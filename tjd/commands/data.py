@@ -82,7 +82,7 @@ def synthesize_command(
     known = categories.load(taxonomy)
     prompt, again = prompts.load("synthesize.v1", stage.VARIABLES), prompts.load("again.v1", ["reason"])
     templates = [prompt, again]
-    table = tables.open_table(queries, "queries", need=("query", "query_id"))
+    table = tables.open_table(queries, "queries", need=("query", "query_id"), may_repeat=config.dedup > 0)
     like = table.schema
     names = [config.teacher, *({config.verifier} - {"", config.teacher})]
     models = open_models("synthesize", names, backend, dry_run=dry_run)
