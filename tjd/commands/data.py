@@ -47,6 +47,7 @@ def synthesize_command(
     config: SynthesizeConfig,
     backend: BackendConfig,
     taxonomy: Taxonomy = None,
+    checkers: Checkers = None,
     dry_run: DryRun = False,
     rejected: Annotated[
         str | None,
@@ -61,7 +62,7 @@ def synthesize_command(
     """Let the teacher write soft constraints for each query and weave them into an instruction.
 
     Categories are assigned in balance over the table; a column `category` fixes a row's own. Rule constraints that a
-    query already has (column `constraints`) are kept. Near-duplicates are rejected before anything is asked.
+    query already has (column `constraints`) are checked and kept. Near-duplicates are rejected before anything is asked.
     """
     from tjd import prompts, shards, tables
     from tjd import taxonomy as categories
@@ -80,6 +81,7 @@ def synthesize_command(
     if config.dedup:
         need("synthesize --dedup", "teacher", "rensa")
     known = categories.load(taxonomy)
+    own, digests = own_checkers(checkers)
     prompt, again = prompts.load("synthesize.v1", stage.VARIABLES), prompts.load("again.v1", ["reason"])
     templates = [prompt, again]
     table = tables.open_table(queries, "queries", need=("query", "query_id"), may_repeat=config.dedup > 0)
@@ -89,8 +91,8 @@ def synthesize_command(
     teacher, verifier = models[0], models[-1]
 
     part = shards.part_of(table, where, limit, shard)
-    for row in part.rows() if "constraints" in table.schema.names else ():
-        stage.given_constraints(row)  # raises before anything is paid for
+    for place, row in part.placed() if {"constraints", "category"} & set(table.schema.names) else ():
+        stage.require_usable(place, row, known, own)  # before anything is paid for
     rows: Iterable[screen.Screened] = part.rows(earlier=True)
     if config.dedup:
         rows = screen.distinct(rows, "query", Seen(config.dedup, config.seed))
@@ -107,7 +109,7 @@ def synthesize_command(
 
     settings = as_dict(config) | {"verifier": verifier.name if config.verify else ""}
     inputs, chosen = {"queries": table}, (where, limit)
-    source = provenance("synthesize", settings, inputs, templates, models, chosen=chosen)
+    source = provenance("synthesize", settings, inputs, templates, models, digests=digests, chosen=chosen)
     schema = partial(tables.output_schema, like=like, drop=["category"])
     with ExitStack() as stack:
         keep = stack.enter_context(tables.row_writer(rejected, schema("rejected"), source)) if rejected else None
@@ -121,6 +123,7 @@ def synthesize_command(
             inputs,
             templates,
             models,
+            digests=digests,
             chosen=chosen,
             shard=shard,
             null="instruction",
