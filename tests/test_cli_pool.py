@@ -233,6 +233,15 @@ def test_rounds_of_sampling_until_both_verdicts_are_there(server, tmp_path):
     source = json.loads(pq.read_schema(second).metadata[b"tjd"])
     assert source["inputs"]["labels"] == tables.file_digest(labels)
 
+    # of what never followed, no more is asked for
+    bare = (*sample, "--condition", "without_constraint", "--labels", labels, "--target-balance", 0.3)
+    line = fails(2, *bare, "-o", tmp_path / "none.parquet")
+    assert line.startswith(
+        "style has 0.0% followed, and no response of these models and conditions is expected to raise"
+    )
+    assert not (tmp_path / "none.parquet").exists()
+    assert len(server.calls) == n_calls + 5
+
     # a further round goes on with the seeds where the labels end, and asks nothing twice
     bare = (*sample, "--condition", "without_constraint", "--labels", labels, "--n", 3, "--target-balance", 0.05)
     result = tjd(*bare, "-o", second)
