@@ -127,9 +127,10 @@ def test_damage_behind_the_header_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["instructions", "labels"])
-def test_text_is_taken_for_queries_only(tmp_path: Path, kind: str) -> None:
+def test_text_is_taken_for_queries_and_ratings_only(tmp_path: Path, kind: str) -> None:
     (tmp_path / "t.jsonl").write_text('{"query": "x"}\n')
-    assert told(tmp_path / "t.jsonl", kind).endswith("is not a Parquet file; only queries may also be JSONL or CSV")
+    line = told(tmp_path / "t.jsonl", kind)
+    assert line.endswith("is not a Parquet file; only queries and ratings may also be JSONL or CSV")
 
 
 def test_queries_may_be_jsonl(tmp_path: Path) -> None:

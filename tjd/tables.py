@@ -1,6 +1,6 @@
 """Tables: schemas, checked reads, atomic writes, and provenance inside the file.
 
-In: Parquet (or JSONL or CSV, where a human starts), from a path or from standard input (`-`).
+In: Parquet (or JSONL or CSV, where a human starts or rates), from a path or from standard input (`-`).
 Out: Parquet, to a path or to standard output. Rows flow in batches, so memory does not grow with the number of rows;
 only a hash of each key (8 bytes) is held while a table is opened, to find duplicates before any work is paid for.
 """
@@ -234,7 +234,9 @@ KEYS = {
     "benchmark_scores": (BENCHMARK_SCORES, ("model", "benchmark", "metric", "group")),
     "rollouts": (ROLLOUTS, ("step", "group", "sample")),
     "foreign": (FOREIGN, ()),
+    "ratings": (FOREIGN, ()),
 }
+TEXT_KINDS = ("queries", "ratings")  # what may also be JSONL or CSV
 
 
 @dataclass(frozen=True)
@@ -310,7 +312,7 @@ def open_table(
     """Open a table and check it before any work is done on it.
 
     Args:
-        source: A Parquet file, `-` for standard input, or for queries also JSONL or CSV.
+        source: A Parquet file, `-` for standard input, or for `TEXT_KINDS` also JSONL or CSV.
         kind: A name of `KEYS`.
         need: Columns that must be there; by default the key. Declared columns that are there must have their type.
         not_null: Those of them that must be filled where a row has a verdict on a soft constraint.
@@ -604,13 +606,13 @@ def _parquet_file(raw: pa.NativeFile, name: str, kind: str, may_repeat: bool) ->
             return pq.ParquetFile(raw, pre_buffer=False)  # else all that was read stays in memory
         except (pa.ArrowException, OSError) as exc:
             raise DataError(f"{name} is a truncated or damaged Parquet file; write it anew") from exc
-    if kind != "queries":
-        raise DataError(f"{name} is not a Parquet file; only queries may also be JSONL or CSV")
-    return pq.ParquetFile(_as_parquet(_read_text_table(raw, name, may_repeat)))
+    if kind not in TEXT_KINDS:
+        raise DataError(f"{name} is not a Parquet file; only {' and '.join(TEXT_KINDS)} may also be JSONL or CSV")
+    return pq.ParquetFile(_as_parquet(_read_text_table(raw, name, kind, may_repeat)))
 
 
-def _read_text_table(raw: pa.NativeFile, name: str, may_repeat: bool) -> pa.Table:
-    """JSONL, a JSON array or CSV with a column `query`; a missing `query_id` becomes a digest of the query."""
+def _read_text_table(raw: pa.NativeFile, name: str, kind: str, may_repeat: bool) -> pa.Table:
+    """JSONL, a JSON array or CSV; of queries a missing `query_id` becomes a digest, of ratings an empty cell null."""
     import pandas as pd
 
     try:
@@ -627,9 +629,11 @@ def _read_text_table(raw: pa.NativeFile, name: str, may_repeat: bool) -> pa.Tabl
         else:
             frame = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)  # "NA" is a text like any other
             columns = frame.to_dict("list")
+            if kind == "ratings":
+                columns = {column: [value or None for value in values] for column, values in columns.items()}
         if "query_id" in columns:
             columns["query_id"] = [None if key is None else str(key) for key in columns["query_id"]]
-        elif "query" in columns:
+        elif kind == "queries" and "query" in columns:
             columns = {"query_id": _ids_of_queries(columns["query"], name, may_repeat), **columns}
         return pa.table(columns)
     except (ValueError, pa.ArrowException) as exc:
