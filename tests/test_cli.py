@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from tjd import tables
 from tjd.cli import app
+from tjd.commands.common import Written
 from tjd.config import EvalJudgeConfig, EvaluateConfig, LabelConfig, RlConfig, SampleConfig, TrainJudgeConfig
 from tjd.resources import folder
 
@@ -90,6 +91,7 @@ def test_a_panel_is_compared_at_the_end(tmp_path):
     panel = ("label", DEMO / "pool.parquet", "-t", RECORDED, "-t", f"recorded:{other}", "--limit", 200)
     done = tjd(*panel, "--max-invalid", 1, "-o", out)
     names = [f"recorded:{tables.file_digest(path)[:12]}" for path in (DEMO / "recorded.parquet", other)]
+    assert all(f"{name}: 200 calls (0 more from the cache)" in done.stderr for name in names)
     assert "Cohen's" in done.stderr
     assert "bias" in done.stderr
     rows = pq.read_table(out).to_pylist()
@@ -149,7 +151,7 @@ def test_stages_can_be_piped(tmp_path):
 def test_a_file_that_is_not_parquet(tmp_path):
     (tmp_path / "x.parquet").write_text("hello")
     line = fails(3, "label", tmp_path / "x.parquet", "-o", tmp_path / "out.parquet")
-    assert line == f"{tmp_path / 'x.parquet'} is not a Parquet file; only queries may also be JSONL or CSV"
+    assert line == f"{tmp_path / 'x.parquet'} is not a Parquet file; only queries and ratings may also be JSONL or CSV"
     assert not (tmp_path / "out.parquet").exists()
 
 
@@ -424,6 +426,36 @@ def test_votes_that_fail_are_told_apart_from_verdicts(tmp_path):
     assert f", {told} -> {out}" in result.stderr
     assert "80 failed" not in result.stderr
     assert "failed" not in tjd(*command, "-t", RECORDED, "--votes", 1).stderr
+
+
+def test_votes_that_only_repeat_each_other_are_warned_of(tmp_path):
+    command = (
+        "label",
+        DEMO / "pool.parquet",
+        "-t",
+        RECORDED,
+        "--limit",
+        5,
+        "--dry-run",
+        "-o",
+        tmp_path / "out.parquet",
+    )
+    greedy = tjd(*command, "--temperature", 0, "--votes", 3)
+    assert greedy.exit_code == 0
+    told = "warning: at --temperature 0 the 3 votes of a teacher repeat each other, and each is paid for; "
+    assert greedy.stderr.count(told) == 1
+    for sound in (("--votes", 3), ("--temperature", 0)):
+        assert "warning" not in tjd(*command, *sound).stderr
+
+
+def test_votes_that_fail_are_told_with_their_own_reason_where_the_others_are_tied():
+    written = Written("out.parquet", "followed")
+    tied = {"followed": None, "votes": [None, False, True], "error": "votes are tied; 1 of 3 votes unreadable: no JSON"}
+    even = {"followed": None, "votes": [False, True], "error": "votes are tied"}
+    kept = {"followed": True, "votes": [True, None, True], "error": "cut at max_tokens"}
+    assert len(list(written.count([tied, tied, even, kept]))) == 4
+    [told] = written.told_of_votes()
+    assert told == "3 votes failed (mostly: no JSON); 1 rows have a verdict, 1 of them with fewer than 3 votes"
 
 
 def test_queries_may_be_jsonl(tmp_path):

@@ -82,6 +82,19 @@ def test_what_is_rejected_does_not_reach_the_output(server, tmp_path, monkeypatc
     )
 
 
+def test_a_query_that_is_there_twice_is_rejected_as_a_near_duplicate_is(server, tmp_path):
+    (tmp_path / "q.jsonl").write_text("\n".join(json.dumps({"query": q}) for q in [*RIVERS, RIVERS[0]]))
+    out, rejected = tmp_path / "out.parquet", tmp_path / "rejected.parquet"
+    command = ("synthesize", tmp_path / "q.jsonl", "-t", MODEL, "-o", out)
+    assert "row 6 of" in fails(3, *command)
+    result = tjd(*command, "--dedup", 0.8, "--rejected", rejected)
+    assert result.exit_code == 0, result.output
+    assert pq.read_table(out).num_rows == len(server.calls) == 5
+    [row] = tables.open_table(str(rejected), "rejected").rows()
+    assert row["query"] == RIVERS[0]
+    assert row["reason"] == f"near-duplicate query: like that of {tables.text_id(RIVERS[0])}"
+
+
 def test_another_model_may_verify_and_no_path_is_kept(server, tmp_path):
     [query] = queries = [{"query_id": "q", "query": RIVERS[0]}]
     table = write(tmp_path / "queries.parquet", queries)
@@ -111,8 +124,46 @@ def test_constraints_are_checked_before_anything_is_asked(server, tmp_path):
     ]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
     command = ("synthesize", tmp_path / "q.jsonl", "-t", MODEL, "--concurrency", 1, "-o", tmp_path / "out.parquet")
-    assert fails(3, *command).endswith("a rule needs a checker, a soft constraint needs a text")
+    told = f"row 31 of {tmp_path / 'q.jsonl'}: a rule needs a checker, a soft constraint needs a text"
+    assert fails(3, *command) == told
     assert server.calls == []
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"constraints": [{"text": "x", "checker": "no:such"}]}, ": unknown checker 'no:such'; "),
+        (
+            {"constraints": [{"checker": "length_constraints:number_words", "kwargs": {"n_words": 3}}]},
+            ": length_constraints:number_words ",
+        ),
+        (
+            {"constraints": [{"checker": "change_case:english_lowercase", "kwargs": "["}]},
+            ": the kwargs of a rule must be ",
+        ),
+        ({"category": "mood"}, " has the unknown category 'mood'; known: style, "),
+    ],
+)
+def test_checkers_and_categories_are_checked_before_anything_is_asked(server, tmp_path, more, told):
+    queries, out = tmp_path / "q.jsonl", tmp_path / "out.parquet"
+    queries.write_text("\n".join(map(json.dumps, [{"query": "Why?", "split": "test"}, {"query": "Who?"} | more])))
+    command = ("synthesize", queries, "-t", MODEL, "-o", out)
+    assert fails(3, *command).startswith(f"row 2 of {queries}{told}")
+    assert server.calls == []
+    assert tjd(*command, "--where", "split=test", "--dry-run").exit_code == 0
+
+
+def test_rules_of_ones_own_are_known_by_their_file(server, tmp_path):
+    queries, own, out = tmp_path / "q.jsonl", tmp_path / "own.py", tmp_path / "out.parquet"
+    queries.write_text(json.dumps({"query": RIVERS[0], "constraints": [{"text": "Short.", "checker": "my:short"}]}))
+    own.write_text("CHECKERS = {'my:short': lambda response, *, most=3: len(response.split()) <= most}\n")
+    command = ("synthesize", queries, "-t", MODEL, "-o", out)
+    assert "unknown checker 'my:short'; " in fails(3, *command)
+    result = tjd(*command, "--checkers", own)
+    assert result.exit_code == 0, result.output
+    [row] = pq.read_table(out).to_pylist()
+    assert [constraint["checker"] for constraint in row["constraints"]] == ["my:short", None]
+    assert json.loads(pq.read_schema(out).metadata[b"tjd"])["inputs"]["checkers"] == tables.file_digest(own)
 
 
 def test_a_dry_run_plans_a_check_for_each_instruction_that_is_not_there_yet(tmp_path, monkeypatch):
@@ -181,6 +232,15 @@ def test_rounds_of_sampling_until_both_verdicts_are_there(server, tmp_path):
     assert len(server.calls) == n_calls + 5
     source = json.loads(pq.read_schema(second).metadata[b"tjd"])
     assert source["inputs"]["labels"] == tables.file_digest(labels)
+
+    # of what never followed, no more is asked for
+    bare = (*sample, "--condition", "without_constraint", "--labels", labels, "--target-balance", 0.3)
+    line = fails(2, *bare, "-o", tmp_path / "none.parquet")
+    assert line.startswith(
+        "style has 0.0% followed, and no response of these models and conditions is expected to raise"
+    )
+    assert not (tmp_path / "none.parquet").exists()
+    assert len(server.calls) == n_calls + 5
 
     # a further round goes on with the seeds where the labels end, and asks nothing twice
     bare = (*sample, "--condition", "without_constraint", "--labels", labels, "--n", 3, "--target-balance", 0.05)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tjd.commands.pool import tell_round
 from tjd.config import SampleConfig
-from tjd.errors import ConfigError
+from tjd.errors import ConfigError, DataError
 from tjd.pool import Acceptance, Plan
 from tjd.tables import Row
 
@@ -146,17 +146,45 @@ def test_a_response_counts_for_all_categories_of_its_instruction(capsys: pytest.
     assert "warning" not in told
 
 
+def test_the_share_rises_as_far_as_it_can_where_the_target_is_out_of_reach(capsys: pytest.CaptureFixture[str]) -> None:
+    table = [*labels(20, 0), *labels(17, 3, condition=UNSEEN)]  # 7.5% are not followed; of bare queries 4 of 22 may be
+    rows, config = instructions(), SampleConfig(model=("m",), target_balance=0.3, n=3)
+    made = Plan(table, rows, ["m"], config)
+    [short] = made.shortages
+    assert (short.n, short.sources, short.reachable) == (30, [("m", UNSEEN)], False)
+    assert short.expected == pytest.approx((3 + 30 * 4 / 22) / 70)
+    assert planned(made, rows, "m") == {("m", SEEN): 0, ("m", UNSEEN): 30}
+    tell_round(made, config)
+    assert capsys.readouterr().err == (
+        "plan: style has 7.5% not followed; 30 responses by m without_constraint should make it 12.1%\n"
+        "warning: that is short of 30%; name another --model or --condition\n"
+    )
+
+
+def test_a_source_that_gives_it_no_more_often_than_so_far_is_not_asked() -> None:
+    [short] = plan(labels(930, 70), instructions(), target_balance=0.3, n=3, condition=(SEEN,)).shortages
+    assert (short.n, short.sources) == (0, [])
+
+
 @pytest.mark.parametrize(
-    ("model", "category", "advice"),
-    [("new", "other", "raise --n, or bring more instructions"), ("m", "style", "name another --model or --condition")],
+    ("model", "category", "error", "advice"),
+    [
+        ("new", "other", DataError, "no instruction has such a constraint; bring instructions that do"),
+        (
+            "m",
+            "style",
+            ConfigError,
+            "no response of these models and conditions is expected to raise that; name another ",
+        ),
+    ],
 )
-def test_the_advice_names_what_is_missing(
-    model: str, category: str, advice: str, capsys: pytest.CaptureFixture[str]
+def test_where_nothing_can_help_the_error_names_what_is_missing(
+    model: str, category: str, error: type[Exception], advice: str
 ) -> None:
     config = SampleConfig(model=(model,), target_balance=0.4)
     table = [*labels(0, 100), *labels(0, 100, condition=UNSEEN)]  # the model "m" never follows
-    tell_round(Plan(table, instructions(category=category), [model], config), config)
-    assert capsys.readouterr().err.endswith(f"warning: that is short of 40%; {advice}\n")
+    with pytest.raises(error, match=f"^style has 0.0% followed, and {advice}"):
+        tell_round(Plan(table, instructions(category=category), [model], config), config)
 
 
 @settings(max_examples=60, deadline=None)

@@ -127,9 +127,10 @@ def test_damage_behind_the_header_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["instructions", "labels"])
-def test_text_is_taken_for_queries_only(tmp_path: Path, kind: str) -> None:
+def test_text_is_taken_for_queries_and_ratings_only(tmp_path: Path, kind: str) -> None:
     (tmp_path / "t.jsonl").write_text('{"query": "x"}\n')
-    assert told(tmp_path / "t.jsonl", kind).endswith("is not a Parquet file; only queries may also be JSONL or CSV")
+    line = told(tmp_path / "t.jsonl", kind)
+    assert line.endswith("is not a Parquet file; only queries and ratings may also be JSONL or CSV")
 
 
 def test_queries_may_be_jsonl(tmp_path: Path) -> None:
@@ -165,7 +166,11 @@ def test_what_is_no_table_is_told(tmp_path: Path, text: str) -> None:
 
 def test_equal_queries_without_ids_are_told(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text('{"query": "x"}\n{"query": "x"}\n')
-    assert told(tmp_path / "q.jsonl").endswith("repeats the query of row 1; remove it, or give each a query_id")
+    advice = "remove it, give each a query_id, or let --dedup reject it"
+    assert told(tmp_path / "q.jsonl").endswith(f"row 2 of {tmp_path / 'q.jsonl'} repeats the query of row 1; {advice}")
+    rows = list(tables.open_table(str(tmp_path / "q.jsonl"), "queries", may_repeat=True).rows())
+    assert [row["query"] for row in rows] == ["x", "x"]
+    assert rows[0]["query_id"] == tables.text_id("x") != rows[1]["query_id"]
 
 
 def test_further_columns_travel_along(tmp_path: Path) -> None:

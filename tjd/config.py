@@ -190,8 +190,8 @@ class SampleConfig:
     max_tokens: int = flag(1024, "Longest response, in tokens.")
     target_balance: float = flag(
         0.0,
-        "With --labels: sample only what brings the rarer verdict of each category up to this share (0.3, say), from the "
-        "models and conditions that gave it, `n` more responses per instruction, model and condition at most.",
+        "With --labels: sample only what brings the rarer verdict of each category up to this share (0.3, say), or nearer, "
+        "from the models and conditions that gave it, `n` more responses per instruction, model and condition at most.",
     )
     max_invalid: float = flag(0.1, "Exit 5 above this share of failed responses; the table is written.")
     seed: int = flag(0, SEED_HELP)

@@ -16,6 +16,7 @@ from tjd.checkers import verdict
 from tjd.config import ONE_SIDED, SampleConfig
 from tjd.tables import Row
 
+WORTHWHILE = 1.1  # times the share so far: what a source must give that cannot reach the target, to be worth its calls
 LABELLED = ("instruction_id", "category", "model", "condition", "followed")  # what is read of labels
 
 Cell = tuple[str | None, str | None, str | None]  # category (null for rules), model, condition
@@ -76,7 +77,8 @@ class Shortage:
     share: float  # of it among the labels so far
     expected: float  # of it when what is planned for it and for the shortages before it is carried out
     n: int  # responses that are planned for it
-    sources: Sequence[tuple[str, str]]  # models and conditions that give it
+    sources: Sequence[tuple[str, str]]  # models and conditions that raise its share
+    reachable: bool  # one gives it more often than the target, so that enough responses would do
 
 
 class Plan:
@@ -109,10 +111,10 @@ class Plan:
         }
         constraints = _constraints(instructions, short)
         sources = [(model, condition) for model in models for condition in config.condition]
-        self.shortages = [
-            self._fill(category, verdicts, constraints[category], _rates(category, verdicts, acceptance, sources))
-            for category, verdicts in short.items()
-        ]
+        self.shortages = []
+        for category, verdicts in short.items():
+            seen = {source: acceptance.cells.get((category, *source), Counter()) for source in sources}
+            self.shortages.append(self._fill(category, verdicts, constraints[category], seen))
 
     def seeds(self, row: Mapping[str, Any], model: str, condition: str) -> range:
         """Of the responses to ask for; they go on where the labels end, so that nothing is asked twice."""
@@ -121,30 +123,46 @@ class Plan:
         return range(start, start + self._extra[place])
 
     def _fill(
-        self, category: str, verdicts: Verdicts, constraints: Mapping[str, int], rates: Mapping[tuple[str, str], float]
+        self,
+        category: str,
+        verdicts: Verdicts,
+        constraints: Mapping[str, int],
+        seen: Mapping[tuple[str, str], Verdicts],
     ) -> Shortage:
-        """Plan responses, a round over the instructions after the other, until the share is to be expected."""
+        """Plan responses, a round over the instructions after the other, until the share is to be expected.
+
+        Where the sources that are expected to give the rarer verdict more often than the target are not enough, those
+        follow that gave it and are expected to give it clearly more often than so far: the share rises, if not to the target.
+        """
         target, followed = self._config.target_balance, verdicts[True] < verdicts[False]
+        rates = {source: _rate(found, followed) for source, found in seen.items()}
         rare, total = float(verdicts[followed]), verdicts[True] + verdicts[False]
         share = rare / total
         for (key, model, condition), n_planned in self._extra.items():  # for categories that an instruction has besides
             rare += rates[model, condition] * n_planned * constraints.get(key, 0)
             total += n_planned * constraints.get(key, 0)
-        sources = [source for source, rate in rates.items() if rate > target]  # from others it would get rarer yet
+        strong = [source for source, rate in rates.items() if rate > target]
+        may = [source for source, found in seen.items() if found[followed] or share_followed(found) is None]
+        weak = [source for source in may if source not in strong and rates[source] > WORTHWHILE * share]
         ids = sorted(constraints)
         random.Random(self._config.seed).shuffle(ids)
-        n = 0
-        for turn in range(self._config.n * len(sources)):
-            for position, key in enumerate(ids):
-                if rare >= target * total:
-                    break
-                source = sources[(position + turn) % len(sources)]  # each instruction comes to each source
-                if self._extra[key, *source] < self._config.n:
-                    self._extra[key, *source] += 1
-                    n += 1
-                    rare += rates[source] * constraints[key]
-                    total += constraints[key]
-        return Shortage(category, followed, share, rare / total, n, sources)
+        sources, n = [], 0
+        by_rate = sorted(weak, key=lambda source: -rates[source])
+        for wave, most in [(strong, target), *(([source], rates[source]) for source in by_rate)]:
+            if rare >= most * total:  # from these it would get no less rare
+                continue
+            sources += wave
+            for turn in range(self._config.n * len(wave)):
+                for position, key in enumerate(ids):
+                    if rare >= most * total:
+                        break
+                    source = wave[(position + turn) % len(wave)]  # each instruction comes to each source
+                    if self._extra[key, *source] < self._config.n:
+                        self._extra[key, *source] += 1
+                        n += 1
+                        rare += rates[source] * constraints[key]
+                        total += constraints[key]
+        return Shortage(category, followed, share, rare / total, n, sources, bool(strong))
 
 
 def _constraints(instructions: Iterable[Row], categories: Iterable[str]) -> dict[str, dict[str, int]]:
@@ -157,13 +175,9 @@ def _constraints(instructions: Iterable[Row], categories: Iterable[str]) -> dict
     return found
 
 
-def _rates(
-    category: str, verdicts: Verdicts, acceptance: Acceptance, sources: Iterable[tuple[str, str]]
-) -> dict[tuple[str, str], float]:
-    """How often a model and condition is expected to give the rarer verdict: (k + 1) / (n + 2), so 1/2 where untried."""
-    followed = verdicts[True] < verdicts[False]
-    seen = {source: acceptance.cells.get((category, *source), Counter()) for source in sources}
-    return {source: (found[followed] + 1) / (found[True] + found[False] + 2) for source, found in seen.items()}
+def _rate(found: Verdicts, followed: bool) -> float:
+    """How often a verdict is expected after those found: (k + 1) / (n + 2), so 1/2 where untried."""
+    return (found[followed] + 1) / (found[True] + found[False] + 2)
 
 
 def _all_followed(row: Row, rules: Iterable[Mapping[str, Any]]) -> bool | None:

@@ -30,6 +30,12 @@ class Part:
         keep = tables.where(self.table, self.conditions)
         return filter(keep, self.table.rows(0 if earlier else self.start, self.stop))
 
+    def placed(self) -> Iterator[tuple[str, Row]]:
+        """Stream its rows, each with its place in the table, for messages."""
+        keep = tables.where(self.table, self.conditions)
+        rows = enumerate(self.table.rows(self.start, self.stop), start=self.start + 1)
+        return ((f"row {number} of {self.table.name}", row) for number, row in rows if keep(row))
+
 
 def part_of(table: Table, conditions: Sequence[str], limit: int, shard: Shard | None, *, block: int = 1) -> Part:
     """Find a part of the rows that are kept; without `shard`, all of them.

@@ -1,6 +1,6 @@
 """Tables: schemas, checked reads, atomic writes, and provenance inside the file.
 
-In: Parquet (or JSONL or CSV, where a human starts), from a path or from standard input (`-`).
+In: Parquet (or JSONL or CSV, where a human starts or rates), from a path or from standard input (`-`).
 Out: Parquet, to a path or to standard output. Rows flow in batches, so memory does not grow with the number of rows;
 only a hash of each key (8 bytes) is held while a table is opened, to find duplicates before any work is paid for.
 """
@@ -234,7 +234,9 @@ KEYS = {
     "benchmark_scores": (BENCHMARK_SCORES, ("model", "benchmark", "metric", "group")),
     "rollouts": (ROLLOUTS, ("step", "group", "sample")),
     "foreign": (FOREIGN, ()),
+    "ratings": (FOREIGN, ()),
 }
+TEXT_KINDS = ("queries", "ratings")  # what may also be JSONL or CSV
 
 
 @dataclass(frozen=True)
@@ -305,15 +307,17 @@ def open_table(
     not_null: Sequence[str] = (),
     *,
     may_be_empty: bool = False,
+    may_repeat: bool = False,
 ) -> Table:
     """Open a table and check it before any work is done on it.
 
     Args:
-        source: A Parquet file, `-` for standard input, or for queries also JSONL or CSV.
+        source: A Parquet file, `-` for standard input, or for `TEXT_KINDS` also JSONL or CSV.
         kind: A name of `KEYS`.
         need: Columns that must be there; by default the key. Declared columns that are there must have their type.
         not_null: Those of them that must be filled where a row has a verdict on a soft constraint.
         may_be_empty: Accept a table without rows.
+        may_repeat: Accept equal queries where JSONL or CSV gives no `query_id`; each gets one of its own.
 
     Raises:
         DataError: Not a table, truncated, empty, a column is missing or mistyped, a key is null or repeated, or a value
@@ -322,7 +326,7 @@ def open_table(
     declared, key = KEYS[kind]
     raw, digest = _source_bytes(source)
     name = "standard input" if source == STDIO else source
-    file = _parquet_file(raw, name, kind)
+    file = _parquet_file(raw, name, kind, may_repeat)
     schema = _checked_schema(file.schema_arrow, declared, tuple(key if need is None else need), name)
     table = Table(name, file, schema, digest)
     if len(table) == 0 and not may_be_empty:
@@ -601,7 +605,7 @@ def _source_bytes(source: str) -> tuple[pa.NativeFile, str]:
     return pa.OSFile(str(path)), file_digest(path)
 
 
-def _parquet_file(raw: pa.NativeFile, name: str, kind: str) -> pq.ParquetFile:
+def _parquet_file(raw: pa.NativeFile, name: str, kind: str, may_repeat: bool) -> pq.ParquetFile:
     magic = raw.read(4)
     raw.seek(0)
     if magic == b"PAR1":
@@ -609,13 +613,13 @@ def _parquet_file(raw: pa.NativeFile, name: str, kind: str) -> pq.ParquetFile:
             return pq.ParquetFile(raw, pre_buffer=False)  # else all that was read stays in memory
         except (pa.ArrowException, OSError) as exc:
             raise DataError(f"{name} is a truncated or damaged Parquet file; write it anew") from exc
-    if kind != "queries":
-        raise DataError(f"{name} is not a Parquet file; only queries may also be JSONL or CSV")
-    return pq.ParquetFile(_as_parquet(_read_text_table(raw, name)))
+    if kind not in TEXT_KINDS:
+        raise DataError(f"{name} is not a Parquet file; only {' and '.join(TEXT_KINDS)} may also be JSONL or CSV")
+    return pq.ParquetFile(_as_parquet(_read_text_table(raw, name, kind, may_repeat)))
 
 
-def _read_text_table(raw: pa.NativeFile, name: str) -> pa.Table:
-    """JSONL, a JSON array or CSV with a column `query`; a missing `query_id` becomes a digest of the query."""
+def _read_text_table(raw: pa.NativeFile, name: str, kind: str, may_repeat: bool) -> pa.Table:
+    """JSONL, a JSON array or CSV; of queries a missing `query_id` becomes a digest, of ratings an empty cell null."""
     import pandas as pd
 
     try:
@@ -632,10 +636,12 @@ def _read_text_table(raw: pa.NativeFile, name: str) -> pa.Table:
         else:
             frame = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)  # "NA" is a text like any other
             columns = frame.to_dict("list")
+            if kind == "ratings":
+                columns = {column: [value or None for value in values] for column, values in columns.items()}
         if "query_id" in columns:
             columns["query_id"] = [None if key is None else str(key) for key in columns["query_id"]]
-        elif "query" in columns:
-            columns = {"query_id": _ids_of_queries(columns["query"], name), **columns}
+        elif kind == "queries" and "query" in columns:
+            columns = {"query_id": _ids_of_queries(columns["query"], name, may_repeat), **columns}
         return pa.table(columns)
     except (ValueError, pa.ArrowException) as exc:
         raise DataError(f"{name} is neither Parquet, JSON, JSONL nor CSV ({_first_line(exc)})") from exc
@@ -650,15 +656,19 @@ def _encode_kwargs(rows: Iterable[Row]) -> None:
                 constraint["kwargs"] = kwargs_text(constraint["kwargs"])
 
 
-def _ids_of_queries(queries: Sequence[object], name: str) -> list[str]:
-    """A digest of each query; two that are equal cannot be told apart."""
-    first: dict[object, int] = {}
+def _ids_of_queries(queries: Sequence[object], name: str, may_repeat: bool) -> list[str]:
+    """A digest of each query; of one that may repeat another, with the number of its row."""
+    first: dict[str, int] = {}
+    ids = []
     for number, query in enumerate(map(str, queries), start=1):
-        if first.setdefault(query, number) < number:
+        is_new = first.setdefault(query, number) == number
+        if not is_new and not may_repeat:
             raise DataError(
-                f"row {number} of {name} repeats the query of row {first[query]}; remove it, or give each a query_id"
+                f"row {number} of {name} repeats the query of row {first[query]}; remove it, give each a query_id, or "
+                "let --dedup reject it"
             )
-    return [text_id(str(query)) for query in queries]
+        ids.append(text_id(query) if is_new else text_id(query, str(number)))
+    return ids
 
 
 def _as_parquet(table: pa.Table) -> io.BytesIO:

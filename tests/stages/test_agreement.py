@@ -77,6 +77,25 @@ def test_the_papers_annotation_protocol(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("flags", [(), ("--likert",)])
+def test_ratings_may_be_text(tmp_path, flags):
+    ratings = (
+        [(5, 4, 4), (1, None, 2), (3, 4, 5), (4, None, None)] if flags else [(1, 1, 0), (0, 0, 0), (1, None, None)]
+    )
+    table = rated(tmp_path / "t.parquet", *ratings, query="one query of many rows")
+    rows = pq.read_table(table).to_pylist()
+    names = list(rows[0])
+    as_csv, as_jsonl, queue = (tmp_path / name for name in ("t.csv", "t.jsonl", "queue.parquet"))
+    lines = [names, *([row[name] for name in names] for row in rows)]
+    as_csv.write_text("\n".join(",".join("" if cell is None else str(cell) for cell in line) for line in lines))
+    as_jsonl.write_text("\n".join(map(json.dumps, rows)))
+    found = [tjd("agreement", path, *flags, *raters(*PEOPLE), "--json").stdout for path in (table, as_csv, as_jsonl)]
+    assert found[0] == found[1] == found[2] != ""
+    assert tjd("agreement", as_csv, *flags, *raters(*PEOPLE), "--queue", queue).exit_code == 0
+    assert pq.read_table(queue).to_pylist()[-1].items() >= {"bob": None, "reason": "1 of 3 ratings"}.items()
+    assert "lacks the column 'votes'" in fails(3, "agreement", as_csv)
+
+
 def test_what_leaves_a_verdict_open():
     assert why_open([1, 1, 1], likert=False) is None
     assert why_open([1, 1, 0], likert=False) == "split 2:1"

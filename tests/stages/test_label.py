@@ -126,6 +126,13 @@ def test_unreadable_votes_do_not_count_but_are_told() -> None:
     assert (row["followed"], row["agreement"], row["error"]) == (True, 1.0, "neither Yes nor No")
 
 
+def test_a_tie_that_an_unreadable_vote_led_to_tells_both() -> None:
+    ask = answering(lambda request: ["Well", "No", "Yes"][request.seed])
+    (row,) = labelled([response("a", soft("warm"))], ask, votes=3)
+    assert (row["followed"], row["votes"]) == (None, [None, False, True])
+    assert row["error"] == "votes are tied; 1 of 3 votes unreadable: neither Yes nor No"
+
+
 def test_an_unreadable_answer_is_asked_again_once() -> None:
     ask = answering(lambda request: "Hmm" if len(request.messages) == 1 else "No")
     (row,) = labelled([response("a", soft("warm"))], ask)
@@ -361,7 +368,8 @@ def test_rows_are_taken_as_needed() -> None:
 def test_majority() -> None:
     assert majority([]) == (None, None)
     assert majority([None]) == (None, None)
-    assert majority([False, None, False, True]) == (False, pytest.approx(2 / 3))
+    assert majority([False, None, False, True]) == (False, 2 / 3)  # to the last bit that of the other side
+    assert majority([True, False, True]) == (True, 2 / 3)
 
 
 def test_a_certain_majority_does_not_hang_on_lost_votes() -> None:

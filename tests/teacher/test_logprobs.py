@@ -59,6 +59,8 @@ def test_what_the_token_does_not_say_is_null():
         (['{"reason": "', "No", ', \\"verdict\\": \\"', "No", '\\"", "verdict":"', "Yes", '"}'], Asked(None, "json"), [0.8]),
         (['{"verdicts": [{"number": 1, "verdict": "', "No", '"}, {"number": 2, "reason": "', "No", '", "verdict": "', "Yes",
           '"}]}'], Asked(2, "json"), [0.3, 0.8]),
+        (['{"verdicts": [{"verdict": "', "No", '", "number": 2, "reason": "', "Yes", '"}, {"number": 1, "verdict": "', "Yes",
+          '"}]}'], Asked(2, "json"), [0.8, 0.3]),
         (['{"verdict": "', "\\u0059es", '"}'], Asked(None, "json"), [None]),
     ],
 )  # fmt: skip

@@ -24,6 +24,9 @@ from tjd.teacher import reading
         ("<think>No? No. Yes!</think>\nYes", True),
         ("so it does.</think> No", False),
         ("# Yes", True),
+        ("Yes\n\nIt keeps the tone.\n\nFinal verdict: Yes", True),
+        ("Is it warm? Yes. Is it short? No.\n\nNo", False),
+        ("<think>\nYes\n</think>\nNo", False),
     ],
 )
 def test_verdicts_that_can_be_read(text: str, expected: bool) -> None:
@@ -50,6 +53,14 @@ def test_verdicts_that_can_be_read(text: str, expected: bool) -> None:
 )
 def test_all_else_is_unreadable(text: str) -> None:
     assert reading.verdict(text) == (None, reading.UNREADABLE)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Yes\n\nNo", "No\nYes", "**Yes**\n- No.", "Answer: Yes\nWait, it breaks off.\nFinal answer: No", "Yes\nNo\nHm"],
+)
+def test_verdicts_that_contradict_each_other_are_none(text: str) -> None:
+    assert reading.verdict(text) == (None, "both Yes and No")
 
 
 @pytest.mark.parametrize("text", ["", " \n", "<think>hm</think>"])
@@ -177,7 +188,6 @@ def test_json_verdicts_that_cannot_be_read(text: str) -> None:
     [
         '{"number": 1, "verdict": "Yes"}',
         '{"number": 1, "verdict": "Yes"}, {"number": 1, "verdict": "No"}',
-        '{"number": 2, "verdict": "Yes"}, {"number": 1, "verdict": "No"}',
         '{"verdict": "Yes"}, {"verdict": "No"}',
         '{"number": 1, "verdict": "Yes"}, {"number": 2, "verdict": "perhaps"}',
         '"Yes", "No"',
@@ -186,6 +196,11 @@ def test_json_verdicts_that_cannot_be_read(text: str) -> None:
 def test_all_json_verdicts_are_null_if_one_is_unreadable(items: str) -> None:
     told = "no JSON object with 2 numbered verdicts"
     assert reading.json_verdicts(f'{{"verdicts": [{items}]}}', 2) == ([None, None], [None, None], told)
+
+
+def test_json_verdicts_may_stand_in_any_order() -> None:
+    items = '{"number": 2, "reason": "b", "verdict": "No"}, {"number": 1, "reason": "a", "verdict": "Yes"}'
+    assert reading.json_verdicts(f'{{"verdicts": [{items}]}}', 2) == ([True, False], ["a", "b"], None)
 
 
 def test_reasons_beside_json_verdicts() -> None:

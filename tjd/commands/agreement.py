@@ -30,7 +30,13 @@ HEADINGS = {
 @app.command("agreement", rich_help_panel="Look")
 @flags
 def agreement_command(
-    table: Annotated[str, typer.Argument(help="Labels with votes, or any table with a column per rater; or `-`.")],
+    table: Annotated[
+        str,
+        typer.Argument(
+            help="Labels with votes, or any table with a column per rater: Parquet, JSONL, CSV (empty where a rating is "
+            "missing) or `-`."
+        ),
+    ],
     config: AgreementConfig,
     out: MetricsOut = None,
     queue: Annotated[
@@ -57,7 +63,7 @@ def agreement_command(
     to = answers_to(out, queue)
     tables.require_other_file(table, out, queue)
     needed = [config.query_id, *(config.rater or ["votes"])]
-    source = tables.open_table(table, "foreign", need=needed, not_null=[config.query_id])
+    source = tables.open_table(table, "ratings", need=needed, not_null=[config.query_id])
     if config.category != AgreementConfig().category and config.category not in source.schema.names:
         raise DataError(f"{source.name} lacks the column '{config.category}' of --category")
     ratings = stage.Ratings()

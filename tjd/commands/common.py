@@ -88,6 +88,8 @@ class Written:
 
     def count(self, rows: "Iterable[Row]") -> "Iterator[Row]":
         """Pass rows on, counting."""
+        from tjd.stages.label import LOST
+
         for row in rows:
             self.n_rows += 1
             cost_usd = row.get("cost_usd")
@@ -99,7 +101,8 @@ class Written:
             if n_lost := (votes := row.get("votes") or []).count(None):
                 self.n_lost += n_lost
                 self.n_short += row.get("followed") is not None
-                self.lost[str(row.get("error"))[:120]] = self.lost.get(str(row.get("error"))[:120], 0) + n_lost
+                reason = str(row.get("error")).rpartition(LOST)[2][:120]  # of the votes, not of a tie that they led to
+                self.lost[reason] = self.lost.get(reason, 0) + n_lost
             self.n_votes = max(self.n_votes, len(votes))
             yield row
 
@@ -228,7 +231,8 @@ def write(
         common = max(written.reasons, key=lambda reason: written.reasons[reason])
         told.append(f"{written.n_null} without {null} (mostly: {common})")
     votes = written.told_of_votes()
-    told += [used(model.usage, failed=not votes) for model in asked] + votes
+    several = len(asked) > 1
+    told += [(f"{model.name}: " if several else "") + used(model.usage, failed=not votes) for model in asked] + votes
     part = f" (part {shard.number} of {shard.of})" if shard else ""
     say(f"{stage}{part}: {', '.join(told)} -> {'standard output' if out == tables.STDIO else out}")
     return written

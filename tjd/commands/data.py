@@ -28,7 +28,7 @@ from tjd.commands.common import (
     writable,
     write,
 )
-from tjd.commands.terminal import answers_to, print_grid, require_known
+from tjd.commands.terminal import answers_to, print_grid, require_known, say
 from tjd.config import AgreementConfig, BackendConfig, LabelConfig, SampleConfig, SynthesizeConfig, as_dict
 from tjd.errors import ConfigError, DataError
 from tjd.extras import need
@@ -47,6 +47,7 @@ def synthesize_command(
     config: SynthesizeConfig,
     backend: BackendConfig,
     taxonomy: Taxonomy = None,
+    checkers: Checkers = None,
     dry_run: DryRun = False,
     rejected: Annotated[
         str | None,
@@ -61,7 +62,7 @@ def synthesize_command(
     """Let the teacher write soft constraints for each query and weave them into an instruction.
 
     Categories are assigned in balance over the table; a column `category` fixes a row's own. Rule constraints that a
-    query already has (column `constraints`) are kept. Near-duplicates are rejected before anything is asked.
+    query already has (column `constraints`) are checked and kept. Near-duplicates are rejected before anything is asked.
     """
     from tjd import prompts, shards, tables
     from tjd import taxonomy as categories
@@ -81,17 +82,18 @@ def synthesize_command(
     if config.dedup:
         need("synthesize --dedup", "teacher", "rensa")
     known = categories.load(taxonomy)
+    own, digests = own_checkers(checkers)
     prompt, again = prompts.load("synthesize.v1", stage.VARIABLES), prompts.load("again.v1", ["reason"])
     templates = [prompt, again]
-    table = tables.open_table(queries, "queries", need=("query", "query_id"))
+    table = tables.open_table(queries, "queries", need=("query", "query_id"), may_repeat=config.dedup > 0)
     like = table.schema
     names = [config.teacher, *({config.verifier} - {"", config.teacher})]
     models = open_models("synthesize", names, backend, dry_run=dry_run)
     teacher, verifier = models[0], models[-1]
 
     part = shards.part_of(table, where, limit, shard)
-    for row in part.rows() if "constraints" in table.schema.names else ():
-        stage.given_constraints(row)  # raises before anything is paid for
+    for place, row in part.placed() if {"constraints", "category"} & set(table.schema.names) else ():
+        stage.require_usable(place, row, known, own)  # before anything is paid for
     rows: Iterable[screen.Screened] = part.rows(earlier=True)
     if config.dedup:
         rows = screen.distinct(rows, "query", Seen(config.dedup, config.seed))
@@ -108,7 +110,7 @@ def synthesize_command(
 
     settings = as_dict(config) | {"verifier": verifier.name if config.verify else ""}
     inputs, chosen = {"queries": table}, (where, limit)
-    source = provenance("synthesize", settings, inputs, templates, models, chosen=chosen)
+    source = provenance("synthesize", settings, inputs, templates, models, digests=digests, chosen=chosen)
     schema = partial(tables.output_schema, like=like, drop=["category"])
     with ExitStack() as stack:
         keep = stack.enter_context(tables.row_writer(rejected, schema("rejected"), source)) if rejected else None
@@ -122,6 +124,7 @@ def synthesize_command(
             inputs,
             templates,
             models,
+            digests=digests,
             chosen=chosen,
             shard=shard,
             null="instruction",
@@ -226,6 +229,12 @@ def label_command(
     from tjd.teacher.verdicts import VARIABLES, prompt_name
 
     tables.require_other_file(responses, out)
+    if config.votes > 1 and config.temperature == 0:
+        say(
+            f"warning: at --temperature 0 the {config.votes} votes of a teacher repeat each other, and each is paid for; "
+            "leave out --votes, or raise --temperature",
+            style="yellow",
+        )
     own, digests = own_checkers(checkers)
     prompt = prompts.load(prompt_name(config.mode, config.format, config.rationale), VARIABLES[config.mode])
     again = prompts.load("again.v1", ["reason"])

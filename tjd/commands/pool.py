@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from tjd.commands.terminal import Line, counted, print_numbers, say
 from tjd.config import SampleConfig
-from tjd.errors import BackendError
+from tjd.errors import BackendError, ConfigError, DataError
 
 if TYPE_CHECKING:
-    from tjd.pool import Acceptance, Plan
+    from tjd.pool import Acceptance, Plan, Shortage
     from tjd.stages.screen import Screened
     from tjd.tables import Row
 
@@ -80,14 +80,26 @@ def tell_acceptance(acceptance: "Acceptance", what: str) -> None:
 
 
 def tell_round(plan: "Plan", config: SampleConfig) -> None:
-    """Say what will be sampled for which category, and where the target is out of reach."""
+    """Say what will be sampled for which category, and where the target is out of reach.
+
+    Raises:
+        ConfigError: No response that can be asked for is expected to help.
+        DataError: No instruction has a constraint of these categories.
+    """
+    if plan.shortages and not any(short.n for short in plan.shortages):
+        told = ", ".join(f"{short.category} has {short.share:.1%} {_rarer(short)}" for short in plan.shortages)
+        if all(short.sources for short in plan.shortages):
+            raise DataError(f"{told}, and no instruction has such a constraint; bring instructions that do")
+        raise ConfigError(
+            f"{told}, and no response of these models and conditions is expected to raise that; name another --model or "
+            "--condition"
+        )
     if not plan.shortages:
         say(
             f"plan: every category has {config.target_balance:.0%} of its rarer verdict already; there is nothing to sample"
         )
     for short in plan.shortages:
-        verdict = "followed" if short.followed else "not followed"
-        told = f"plan: {short.category} has {short.share:.1%} {verdict}"
+        told = f"plan: {short.category} has {short.share:.1%} {_rarer(short)}"
         if short.n:
             sources = ", ".join(f"{model} {condition}" for model, condition in short.sources)
             told += f"; {counted(short.n, 'response')} by {sources} should make it {short.expected:.1%}"
@@ -95,5 +107,10 @@ def tell_round(plan: "Plan", config: SampleConfig) -> None:
             told += f"; what is planned above should make it {short.expected:.1%}"
         say(told)
         if short.expected < config.target_balance:
-            advice = "raise --n, or bring more instructions" if short.sources else "name another --model or --condition"
+            more = "raise --n, or bring more instructions"
+            advice = more if short.reachable else "name another --model or --condition"
             say(f"warning: that is short of {config.target_balance:.0%}; {advice}", style="yellow")
+
+
+def _rarer(short: "Shortage") -> str:
+    return "followed" if short.followed else "not followed"

@@ -85,9 +85,11 @@ def with_truth(rows: Iterable[Row], column: str, min_agreement: float = 0.0) -> 
         readable = [vote for vote in votes if vote is not None]
         if not all(isinstance(vote, bool | int | float) and 0 <= vote <= 1 for vote in readable):
             raise DataError(f"--truth {column}: {readable!r} is neither true, false, in [0, 1], nor a list of these")
-        mean = sum(readable) / len(readable) if readable else None
+        total = sum(readable)
+        mean = total / len(readable) if readable else None
         if min_agreement and mean is not None:
-            agreement = max(mean, 1 - mean) if isinstance(row[column], list) else row.get("agreement")
+            larger = max(total, len(readable) - total) / len(readable)
+            agreement = larger if isinstance(row[column], list) else row.get("agreement")
             if agreement is None:
                 raise DataError("--min-agreement needs votes: give --truth votes, or a table with a column 'agreement'")
             if agreement < min_agreement:

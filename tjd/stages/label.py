@@ -20,6 +20,7 @@ from tjd.teacher.verdicts import Asked, Ballot, read, unreadable, verdict_reques
 
 NEED = ("response_id", "query", "response", "constraints")
 TIED = "votes are tied"
+LOST = "votes unreadable: "  # in `error`, before why a vote failed where that is not all there is to tell
 
 Check = Callable[..., tuple[bool | None, str | None]]
 """Checker, kwargs, response, and `prompt=` what the model was asked; whether the rule is followed, or null and why."""
@@ -108,8 +109,9 @@ def majority(votes: Sequence[bool | None]) -> tuple[bool | None, float | None]:
     readable = [vote for vote in votes if vote is not None]
     if not readable:
         return None, None
-    share = sum(readable) / len(readable)
-    return (None if share == 0.5 else share > 0.5), max(share, 1 - share)
+    n_yes = sum(readable)
+    n_no = len(readable) - n_yes
+    return (None if n_yes == n_no else n_yes > n_no), max(n_yes, n_no) / len(readable)
 
 
 def certain_majority(votes: Sequence[bool | None]) -> bool | None:
@@ -130,10 +132,11 @@ def _tallied(completions: Sequence[Completion], n: int, config: LabelConfig) -> 
     for place, ballots in enumerate(zip(*(ballots for ballots, _ in readings), strict=True)):
         votes = [ballot.followed for ballot in ballots]
         followed, agreement = majority(votes)
-        error = TIED if followed is None and agreement is not None else first_reason
-        if config.ground_truth and None in votes:
-            followed = certain_majority(votes)
-            error = f"{votes.count(None)} of {len(votes)} votes unreadable: {first_reason}"
+        tied = followed is None and agreement is not None
+        lost = f"{votes.count(None)} of {len(votes)} {LOST}{first_reason}" if None in votes else None
+        error = "; ".join(filter(None, (TIED, lost))) if tied else first_reason
+        if config.ground_truth and lost:
+            followed, error = certain_majority(votes), lost
         softs = [ballot.soft for ballot in ballots if ballot.soft is not None]
         opinions.append(
             Opinion(

@@ -4,15 +4,18 @@ In: queries. Out: instructions, one per query. As in the paper (section 4.1), wi
 assigned in balance over the table, and rule constraints that a query already has are kept and shown to the teacher.
 """
 
+import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import count, islice, tee
 from typing import Any
 
 from tjd import tables
+from tjd.checkers import Checker, validate
 from tjd.config import SynthesizeConfig
-from tjd.errors import DataError
+from tjd.errors import CheckerError, DataError, MissingExtraError
 from tjd.prompts import Prompt
 from tjd.tables import Row
 from tjd.taxonomy import Category, choose
@@ -102,31 +105,61 @@ def read(completion: Completion, categories: Sequence[str], query: str) -> tuple
     return {"instruction": found["instruction"].strip(), "texts": [c["text"].strip() for c in constraints]}, None
 
 
-def given_constraints(row: Row) -> list[Constraint]:
+def require_usable(
+    place: str, row: Row, taxonomy: Mapping[str, Category], own: Mapping[str, Checker] | None = None
+) -> None:
+    """Check what a query brings before anything is paid for; a checker whose packages are missing here is trusted.
+
+    Args:
+        place: Of the row, for messages.
+        row: Of QUERIES.
+        taxonomy: What its `category` must be in.
+        own: The user's own checkers.
+
+    Raises:
+        DataError: The category or a checker is unknown, a checker would not take its kwargs, or the constraints are none.
+    """
+    _fixed_category(row, taxonomy, place)
+    for constraint in given_constraints(row, place):
+        if constraint["kind"] != "rule":
+            continue
+        try:
+            kwargs = json.loads(constraint["kwargs"] or "{}")
+        except ValueError:
+            kwargs = None
+        if not isinstance(kwargs, dict):
+            raise DataError(f"{place}: the kwargs of a rule must be an object, not {constraint['kwargs']!r}")
+        try:
+            with suppress(MissingExtraError):
+                validate(constraint["checker"], kwargs, checkers=own)
+        except CheckerError as exc:
+            raise DataError(f"{place}: {exc}") from exc
+
+
+def given_constraints(row: Row, place: str | None = None) -> list[Constraint]:
     """The constraints that a query brings, completed with ids and with kwargs as JSON.
 
     Raises:
-        DataError: They are not a list of constraints.
+        DataError: They are not a list of constraints; the message names the place, or else the query's id.
     """
+    place = place or f"query {row['query_id']}"
     given = row.get("constraints")
     if given is None:
         return []
     if not isinstance(given, list) or not all(isinstance(item, dict) for item in given):
-        raise DataError(f"query {row['query_id']}: 'constraints' must be a list of {{{', '.join(FIELDS)}}}")
+        raise DataError(f"{place}: 'constraints' must be a list of {{{', '.join(FIELDS)}}}")
     completed, seen = [], Counter[str]()
     taken = {str(item.get("constraint_id")) for item in given}
     for item in given:
         constraint = {name: item.get(name) for name in FIELDS}
         kind = constraint["kind"] = constraint["kind"] or ("rule" if constraint["checker"] else "soft")
         if kind not in ("rule", "soft") or not (constraint["checker"] if kind == "rule" else constraint["text"]):
-            raise DataError(f"query {row['query_id']}: a rule needs a checker, a soft constraint needs a text")
+            raise DataError(f"{place}: a rule needs a checker, a soft constraint needs a text")
         if isinstance(constraint["kwargs"], dict):
             constraint["kwargs"] = tables.kwargs_text(constraint["kwargs"])
         if odd := [name for name, value in constraint.items() if not isinstance(value, str | None)]:
             wanted = "an object" if odd[0] == "kwargs" else "a text"
-            raise DataError(
-                f"query {row['query_id']}: the {odd[0]} of a constraint must be {wanted}, not {constraint[odd[0]]!r}"
-            )
+            raise DataError(f"{place}: the {odd[0]} of a constraint must be {wanted}, not {constraint[odd[0]]!r}")
         constraint["constraint_id"] = constraint["constraint_id"] or _new_id(row, kind, seen[kind], taken)
         seen[kind] += 1
         completed.append(constraint)
@@ -152,15 +185,21 @@ def _assigned(
     """Give each row `per_query` categories: always those used least so far, ties broken by the seed."""
     chance, used = random.Random(config.seed), Counter[str]()
     for row in rows:
-        fixed = str(row.get("category") or "").strip() or None
-        if fixed is not None and fixed not in taxonomy:
-            raise DataError(f"query {row['query_id']} has the unknown category '{fixed}'; known: {', '.join(taxonomy)}")
+        fixed = _fixed_category(row, taxonomy, f"query {row['query_id']}")
         rest = [name for name in chosen if name != fixed]
         order = sorted(rest, key=lambda name: (used[name], chance.random()))
         cycle = order if fixed is None else [fixed, *order]
         categories = tuple(cycle[k % len(cycle)] for k in range(config.per_query))
         used.update(categories)
         yield row, categories
+
+
+def _fixed_category(row: Row, taxonomy: Mapping[str, Category], place: str) -> str | None:
+    """The category that a row names for itself."""
+    fixed = str(row.get("category") or "").strip() or None
+    if fixed is not None and fixed not in taxonomy:
+        raise DataError(f"{place} has the unknown category '{fixed}'; known: {', '.join(taxonomy)}")
+    return fixed
 
 
 def _instruction(row: Row, completion: Completion, categories: Sequence[str]) -> Row:

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 UNREADABLE = "neither Yes nor No"
+TORN = "both Yes and No"
 CUT = "cut at max_tokens"
 SILENT = "the model said nothing"
 
@@ -17,7 +18,8 @@ _VERDICT = re.compile(r"(?:(?:final\s+)?(?:verdict|answer)\s*:\s*)?(yes|no)[\s.!
 _NUMBERED = re.compile(r"(\d{1,9})\s*[:.)]\s*(yes|no)[\s.!]*", re.IGNORECASE)
 _NUMBERED_WORD = re.compile(r"(?<!\d)(\d{1,9})[\W_]+(yes|no)(?![^\W_])", re.IGNORECASE)
 _WORD = re.compile(r"(?<![^\W_])(?:yes|no)(?![^\W_])", re.IGNORECASE)
-_JSON_WORD = re.compile(r'"verdict"\s*:\s*"(yes|no)"', re.IGNORECASE)  # never within a string: its quotes are escaped
+_JSON_NUMBER = re.compile(r'"number"\s*:\s*(\d{1,9})')
+_JSON_WORD = re.compile(r'"verdict"\s*:\s*"(yes|no)"', re.IGNORECASE)  # neither within a string: its quotes are escaped
 _FENCED = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
 
 
@@ -29,17 +31,19 @@ def without_thinking(text: str) -> str:
 def verdict(text: str, finish_reason: str | None = None) -> tuple[bool | None, str | None]:
     """Read Yes or No: the whole text, or its last line, and nothing but that.
 
-    A last line that was cut is not trusted: "No" may be the start of "Not only".
+    Reasoning may stand before it, but no line that is another verdict. A last line that was cut is not trusted: "No" may
+    be the start of "Not only".
 
     Returns:
         The verdict, or null and the reason.
     """
     lines = _lines(text)
     cut = finish_reason == "length"
-    found = _VERDICT.fullmatch(lines[-1]) if lines and not (cut and len(lines) > 1) else None
-    if found:
-        return _is_yes(found[1]), None
-    return None, _reason(text, finish_reason, UNREADABLE)
+    found = [_VERDICT.fullmatch(line) for line in lines]
+    said = {_is_yes(match[1]) for match in found if match}
+    if found and found[-1] and len(said) == 1 and not (cut and len(lines) > 1):
+        return said.pop(), None
+    return None, _reason(text, finish_reason, TORN if len(said) > 1 else UNREADABLE)
 
 
 def numbered_verdicts(text: str, n: int, finish_reason: str | None = None) -> tuple[list[bool | None], str | None]:
@@ -76,7 +80,7 @@ def json_object(text: str, finish_reason: str | None = None) -> tuple[dict[str, 
 def json_verdicts(
     text: str, n: int | None, finish_reason: str | None = None
 ) -> tuple[list[bool | None], list[str | None], str | None]:
-    """Read `{"verdict": "Yes"}`; or `{"verdicts": [...]}`, a list of `n` such objects whose `number` counts from 1.
+    """Read `{"verdict": "Yes"}`; or `{"verdicts": [...]}`, a list of `n` such objects, numbered from 1 in any order.
 
     Nothing may stand around the object but a code fence, and no key may be repeated.
 
@@ -87,7 +91,7 @@ def json_verdicts(
     fenced = _FENCED.fullmatch(body)
     try:
         found = json.loads(fenced[1] if fenced else body, object_pairs_hook=_unrepeated)
-        items = [found] if n is None else found["verdicts"]
+        items = [found] if n is None else sorted(found["verdicts"], key=lambda item: item["number"])
         if n is not None and [item["number"] for item in items] != list(range(1, n + 1)):
             raise ValueError("other numbers")
         words = [item["verdict"].lower() for item in items]
@@ -105,7 +109,11 @@ def places_of_verdicts(text: str, n: int | None, format: str) -> list[int]:
     """Where each verdict that was read begins, by number, as an index into the text; empty where that is not clear."""
     start = text.rfind("</think>") + 1
     if format == "json":
-        return [match.start(1) for match in _JSON_WORD.finditer(text, start)]
+        places = [match.start(1) for match in _JSON_WORD.finditer(text, start)]
+        numbers = [int(match[1]) for match in _JSON_NUMBER.finditer(text, start)]
+        if n is None:
+            return places
+        return [place for _, place in sorted(zip(numbers, places, strict=True))] if len(numbers) == len(places) else []
     if n is None:
         return [match.start() for match in _WORD.finditer(text, start)][-1:]
     numbered = {int(match[1]): match.start(2) for match in _NUMBERED_WORD.finditer(text, start)}
