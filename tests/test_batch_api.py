@@ -345,6 +345,19 @@ def test_a_job_of_another_account_is_not_paid_again_in_silence(server, responses
     assert len(server.jobs) == 1
 
 
+def test_a_job_fits_a_cap_of_what_the_dry_run_tells(server, responses, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    command = label(responses, tmp_path / "labels.parquet", "--price-in", "3", "--price-out", "15")
+    usd = float(re.search(r"cost \(at most\).*?\$(\d+\.\d+)", tjd(*command, "--dry-run").stdout, re.DOTALL)[1])
+    line = fails(7, *command, "--max-cost", usd - 0.0002)
+    assert "0 of 9 rows are done" in line
+    assert "and the next batch of 9 requests can cost $" in line
+    assert "(a smaller --job-size sends fewer at once); nothing is lost" in line
+    assert server.jobs == []
+    assert tjd(*command, "--max-cost", usd).exit_code == 0
+    assert len(server.jobs) == 1
+
+
 @pytest.mark.parametrize(
     ("model", "key"),
     [("gemini/gemini-3-pro-preview", "GEMINI_API_KEY"), ("anthropic/claude-sonnet-4-5", "ANTHROPIC_API_KEY")],

@@ -4,7 +4,7 @@ import asyncio
 import json
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -174,17 +174,21 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield server
 
 
+MOODS = ["ok"] * 12 + ["429", "400", "500", "hang up", "hang", "garbage", "no usage"]
+
+
 class Biller:
     """Behaves at random, and bills whatever it did not refuse, when it likes to as much as it may."""
 
-    def __init__(self, seed: int, price: Price, *, stingy: bool) -> None:
+    def __init__(self, seed: int, price: Price, *, stingy: bool, moods: Sequence[str] = MOODS) -> None:
         self.luck, self.price, self.stingy, self.usd = random.Random(seed), price, stingy, 0.0
+        self.moods = moods
 
     def __call__(self, body: dict[str, Any], before: int) -> Reply:
         request = Request(tuple(body["messages"]), max_tokens=body["max_tokens"])
         share = 1.0 if self.stingy else self.luck.random()
         n_prompt, n_tokens = int(share * most_prompt_tokens(request)), int(share * request.max_tokens)
-        mood = self.luck.choice(["ok"] * 12 + ["429", "400", "500", "hang up", "hang", "garbage", "no usage"])
+        mood = self.luck.choice(self.moods)
         if mood in ("429", "400"):
             return Reply("no", status=int(mood), headers={"Retry-After": "0"})
         self.usd += self.price.usd(n_prompt, n_tokens)
@@ -358,7 +362,7 @@ def test_a_dry_run_tells_the_calls_and_makes_none(
     command = ["label", responses, "-t", PRICED, "--votes", "3", "--max-tokens", "100", "-o", out]
     n_calls, cached, prompt, most, usd, likely = planned(*command)
     assert (n_calls, cached, most, likely) == ("108", "0", "10800", "-")
-    assert usd == f"${(int(prompt) * 0.15 + 10800 * 0.6) / 1e6:.4f}"
+    assert float(usd[1:]) > (int(prompt) * 0.15 + 10800 * 0.6) / 1e6  # the prompts at their most, too
     assert served.calls == []
     assert not out.exists()
     assert tjd(*command, "--limit", "3").exit_code == 0
@@ -369,6 +373,18 @@ def test_a_dry_run_tells_the_calls_and_makes_none(
     assert likely == f"${(int(prompt) * 0.15 + 81 * 0.6) / 1e6:.4f}"  # one token each, as those that are there
     assert len(served.calls) == 27
     assert not out.exists()
+
+
+def test_a_cap_of_what_the_dry_run_tells_suffices_for_a_server_that_bills_the_most(
+    served: Server, responses: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    served.script = Biller(1, Price(3e-6, 15e-6), stingy=True, moods=["ok"])
+    out = tmp_path / "labels.parquet"
+    command = ["label", responses, "-t", UNPRICED, "--price-in", "3", "--price-out", "15", "-o", out]
+    usd = float(planned(*command)[4][1:])
+    assert tjd(*command, "--max-cost", usd).exit_code == 0
+    assert fails(7, *command, "--max-cost", usd - 0.0002, "--cache-tag", "less")
 
 
 @pytest.mark.parametrize("command", ["synthesize", "sample"])

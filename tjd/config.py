@@ -89,7 +89,10 @@ class BackendConfig:
     batch_api: bool = flag(
         False, "Ask a remote model through its provider's batch API: half price, answers within a day."
     )
-    job_size: int = flag(50_000, "Requests per job of the batch API, at most.")
+    job_size: int = flag(
+        50_000,
+        "Requests per job of the batch API, at most. Two jobs go out at once; --max-cost must allow for what both can cost.",
+    )
     poll_s: float = flag(30.0, "Seconds between looks at the jobs of the batch API.")
     cache_tag: str = flag(
         "", "Any text; answers kept under another are asked anew: for a model that changed under its name."

@@ -1,5 +1,6 @@
 """What commands share: their common options, and how they read rows, open models and write tables."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from itertools import islice
@@ -365,12 +366,17 @@ def tell_plan(rows: "Iterable[object]", models: "Sequence[Teacher]", out: str | 
             "from the cache": str(model.usage.cached),
             "prompt tokens (about)": str(totals.prompt_tokens),
             "completion tokens (at most)": str(totals.most_tokens),
-            "cost (at most)": "price unknown" if totals.most_usd is None else f"${totals.most_usd:.4f}",
+            "cost (at most)": "price unknown" if totals.most_usd is None else f"${_rounded_up(totals.most_usd):.4f}",
             "cost (likely)": "-" if likely is None else f"${likely:.4f}",
         }
         lines.append(((model.name,), cells))
     print_numbers("Dry run", ("model",), lines, answers_to(out))
     say("nothing was asked or written; answers that have to be asked for again, and failed attempts, come on top")
+
+
+def _rounded_up(usd: float) -> float:
+    """To what is shown of it, so that a cap of what is shown suffices."""
+    return math.ceil(usd * 10_000) / 10_000
 
 
 def used(usage: "Usage", *, failed: bool = True) -> str:

@@ -129,7 +129,7 @@ class Batch(Remote):
             for job in jobs:
                 logger.info("%s: going on with batch job %s", self.name, job.job)
             price = self.price or FREE
-            self._budget.commit(sum(price.most_usd(request) for request in new.values()))
+            self._budget.commit(sum(price.most_usd(request) for request in new.values()), len(new))
             for file, keys in self._files(new):
                 job = self._jobs.enter(self._upload(file), keys)
                 self._submit(job)

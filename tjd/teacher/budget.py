@@ -169,22 +169,23 @@ class Budget:
             self._settled.set()
             self._settled.clear()
 
-    def commit(self, most_usd: float) -> None:
-        """Take what a job can cost at most; its bill comes too late to give anything back in this run.
+    def commit(self, most_usd: float, n_requests: int) -> None:
+        """Take what requests of batch jobs can cost at most; the bill comes too late to give anything back in this run.
 
         Raises:
             BudgetError: It does not fit.
         """
         if most_usd > self.left_usd:
-            raise BudgetError(self._told(most_usd))
+            what = f"the next batch of {n_requests} requests"
+            raise BudgetError(self._told(most_usd, what, " (a smaller --job-size sends fewer at once)"))
         self.spent_usd += most_usd
 
-    def _told(self, most_usd: float) -> str:
+    def _told(self, most_usd: float, what: str = "the next call", advice: str = "") -> str:
         doubtful = ""
         if self.doubtful_usd:
             doubtful = f" (${self.doubtful_usd:.4f} of it for calls that failed and may be billed)"
         return (
-            f"--max-cost {self.cap_usd:g} is reached: ${self.spent_usd:.4f} spent{doubtful}, and the next call can cost "
-            f"${most_usd:.4f}; nothing is lost: raise --max-cost and run the same command to continue, what arrived costs "
-            "nothing again"
+            f"--max-cost {self.cap_usd:g} is reached: ${self.spent_usd:.4f} spent{doubtful}, and {what} can cost "
+            f"${most_usd:.4f}{advice}; nothing is lost: raise --max-cost and run the same command to continue, what arrived "
+            "costs nothing again"
         )
