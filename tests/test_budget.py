@@ -295,6 +295,22 @@ def test_label_stops_at_its_cap_and_goes_on_from_there(
     assert tjd(*command, "--max-cost", "0").exit_code == 0  # what is on disk costs nothing
 
 
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_every_answer_that_arrived_before_the_cap_is_a_row_that_is_done(
+    concurrency: int, served: Server, responses: Path, tmp_path: Path, cache: Path
+) -> None:
+    rows = pq.read_table(responses).to_pylist() * 3
+    single = [
+        row | {"response_id": f"s{i}", "response": f"one {i}", "constraints": row["constraints"][:1]}
+        for i, row in enumerate(rows)
+    ]
+    tables.write_rows(single, str(responses), tables.output_schema("responses"), {})
+    command = ["label", responses, "-t", PRICED, "--max-tokens", "64", "--concurrency", concurrency]
+    line = fails(7, *command, "--max-cost", "0.00055", "-o", tmp_path / "labels.parquet")
+    assert 0 < len(served.calls) < 36
+    assert f"{len(served.calls)} of 36 rows are done, {36 - len(served.calls)} remain" in line
+
+
 def test_what_is_free_needs_no_cap(tmp_path: Path) -> None:
     command = ["label", DEMO / "pool.parquet", "-t", RECORDED, "--limit", 3, "-o", tmp_path / "labels.parquet"]
     assert tjd(*command, "--max-cost", 0).exit_code == 0

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tjd.config import BackendConfig
-from tjd.errors import BackendError, ConfigError
+from tjd.errors import BackendError, BudgetError, ConfigError
 from tjd.redaction import redacted, without_secrets
 from tjd.teacher import Again, Completion, Request, Usage, follow_up, merged
 from tjd.teacher.budget import FREE, Budget, given_price, listed_price
@@ -37,6 +37,7 @@ FAILURES_IN_A_ROW = 20  # with no success in between: the server is down, not th
 BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 60.0  # doubles with each attempt
 SLOW = 1 / 3  # of the time limit: what takes longer waits in a queue of the server's, and more calls would not help
 BYTES_PER_TOKEN = 3  # of a prompt, few on purpose: `--tpm` counts what it says until the true number is known
+HANDING_ON_S = 1.0  # for answers that arrived before a cap was reached; an attempt that pauses is not waited for
 LAST_CALLS_S = 5.0  # for calls in flight when a run is broken off
 
 ENDINGS: dict[int | None, Ending] = {429: "limited", 529: "limited", 503: "overloaded"}
@@ -322,7 +323,9 @@ def one_line(told: object) -> str:
 def _outcome(pending: Future[Completion], halt: Halt) -> Completion:
     either: list[Future[Any]] = [pending, halt]
     wait(either, return_when=FIRST_COMPLETED)
-    if halt.done():
+    if halt.done() and isinstance(halt.exception(), BudgetError):
+        wait([pending], HANDING_ON_S)  # at a cap everything that was sent has arrived, and may be on its way to here
+    if halt.done() and (not pending.done() or pending.exception()):
         halt.result()
     return pending.result()
 
