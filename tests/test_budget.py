@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from tjd.commands.common import Written, money
 from tjd.config import BackendConfig
 from tjd.errors import BudgetError, ConfigError
 from tjd.teacher import Request, open_teacher, user
-from tjd.teacher.budget import Budget, Price, given_price, listed_price, most_prompt_tokens, require_priced
+from tjd.teacher.budget import FREE, Budget, Price, given_price, listed_price, most_prompt_tokens, require_priced
 
 PRICED = "openai/gpt-4o-mini"  # 0.15 and 0.6 dollars per million tokens
 UNPRICED = "openai/x"
@@ -233,13 +234,11 @@ def test_the_bill_of_a_server_never_passes_the_cap(served: Server, seed: int, mo
 
 
 def test_a_reply_without_usage_has_no_known_cost(served: Server) -> None:
-    choice = b'{"index":0,"finish_reason":"stop","message":{"role":"assistant","content":"Yes"}}'
-    body = b'{"id":"1","object":"chat.completion","created":1,"model":"gpt-4o-mini","choices":[' + choice + b"]}"
-    served.script = lambda _, before: Reply(raw=body)
+    served.script = Biller(1, FREE, stingy=True, moods=["no usage"])
     budget = Budget(1.0)
     (completion,) = open_teacher(PRICED, BackendConfig(), None, budget).ask([Request(user("x"))])
     assert (completion.n_prompt_tokens, completion.n_tokens, completion.cost_usd) == (None, None, None)
-    assert budget.spent_usd == budget.doubtful_usd > 0
+    assert budget.spent_usd == budget.doubtful_usd == budget.untold_usd > 0
 
 
 def test_a_cap_needs_a_bound(served: Server) -> None:
@@ -360,6 +359,21 @@ def test_a_price_is_needed_and_prices_the_rows(served: Server, responses: Path, 
     assert sum(row["n_prompt_tokens"] for row in pq.read_table(out).to_pylist()) == sum(
         len(body["messages"][0]["content"].split()) for body in served.calls
     )
+
+
+def test_a_reply_without_usage_is_told_as_such(served: Server, responses: Path, tmp_path: Path, cache: Path) -> None:
+    served.script = Biller(1, FREE, stingy=True, moods=["no usage"])
+    out = tmp_path / "labels.parquet"
+    command = ["label", responses, "-t", PRICED, "--max-tokens", "64", "-o", out]
+    line = fails(7, *command, "--max-cost", "0.0008")
+    assert re.search(
+        r"reached: (\$0\.\d+) spent \(\1 of it the most for replies that told no token counts\), and", line
+    )
+    told = tjd(*command, "--cache-tag", "more").stderr
+    assert "tokens unknown, cost unknown (the server told no token counts for 36 of 36 answers) -> " in told
+    served.script = lambda body, before: Reply("Yes")
+    told = tjd(*command, "--votes", "2", "--cache-tag", "more").stderr
+    assert re.search(r"36 calls \(36 more from the cache\), \d+\+36 tokens, \$0", told)
 
 
 def planned(*command: Any) -> list[str]:

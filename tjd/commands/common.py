@@ -382,7 +382,10 @@ def _rounded_up(usd: float) -> float:
 def used(usage: "Usage", *, failed: bool = True) -> str:
     """What the calls of a model came to."""
     cost = "price unknown" if usage.cost_usd is None else f"${usage.cost_usd:.4f}"
-    told = (
-        f"{usage.calls} calls ({usage.cached} more from the cache), {usage.prompt_tokens}+{usage.tokens} tokens, {cost}"
-    )
+    tokens = f"{usage.prompt_tokens}+{usage.tokens} tokens"
+    if usage.untold:
+        n_answers = usage.calls - usage.failed
+        tokens = "tokens unknown" if usage.untold == n_answers else tokens
+        cost = f"cost unknown (the server told no token counts for {usage.untold} of {counted(n_answers, 'answer')})"
+    told = f"{usage.calls} calls ({usage.cached} more from the cache), {tokens}, {cost}"
     return told + (f", {usage.failed} failed" if usage.failed and failed else "")

@@ -119,6 +119,7 @@ class Bill:
     """What one attempt came to, as its sender fills it in."""
 
     usd: float | None = None  # null: nobody can tell, so all that was reserved may be asked for
+    answered: bool = False  # a reply came, whether it tells its tokens or not
 
 
 class Budget:
@@ -128,6 +129,7 @@ class Budget:
         self.cap_usd = cap_usd
         self.spent_usd = 0.0  # of attempts that are over
         self.doubtful_usd = 0.0  # among it: reserved by attempts of which nobody can tell what they came to
+        self.untold_usd = 0.0  # among that: by those that were answered, without the numbers of tokens
         self.reserved_usd = 0.0  # by attempts in flight
         self._in_flight = 0
         self._growth = 1.0  # by how much bills have passed their bounds
@@ -164,6 +166,7 @@ class Budget:
             self.reserved_usd = self.reserved_usd - most if self._in_flight else 0.0  # no rounding is carried along
             self.spent_usd += most if bill.usd is None else bill.usd
             self.doubtful_usd += most if bill.usd is None else 0.0
+            self.untold_usd += most if bill.usd is None and bill.answered else 0.0
             if bill.usd is not None and most_usd > 0:
                 self._growth = max(self._growth, bill.usd / most_usd)
             self._settled.set()
@@ -181,9 +184,12 @@ class Budget:
         self.spent_usd += most_usd
 
     def _told(self, most_usd: float, what: str = "the next call", advice: str = "") -> str:
-        doubtful = ""
-        if self.doubtful_usd:
-            doubtful = f" (${self.doubtful_usd:.4f} of it for calls that failed and may be billed)"
+        parts = []
+        if self.untold_usd:
+            parts.append(f"${self.untold_usd:.4f} of it the most for replies that told no token counts")
+        if failed_usd := self.doubtful_usd - self.untold_usd:
+            parts.append(f"${failed_usd:.4f} of it for calls that failed and may be billed")
+        doubtful = f" ({', '.join(parts)})" if parts else ""
         return (
             f"--max-cost {self.cap_usd:g} is reached: ${self.spent_usd:.4f} spent{doubtful}, and {what} can cost "
             f"${most_usd:.4f}{advice}; nothing is lost: raise --max-cost and run the same command to continue, what arrived "

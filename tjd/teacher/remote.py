@@ -199,7 +199,7 @@ class Remote:
                 ending, told = "answered", told_by(_headers(reply))
                 completion = self._completion(reply)
                 n_tokens = (completion.n_prompt_tokens or 0) + (completion.n_tokens or 0) or None
-                bill.usd = completion.cost_usd
+                bill.usd, bill.answered = completion.cost_usd, True
                 return completion
             except Exception as exc:  # the one place where a client's errors, and its servers' garbage, are mapped
                 trouble = understood(exc)
