@@ -310,6 +310,15 @@ def test_every_answer_that_arrived_before_the_cap_is_a_row_that_is_done(
     assert f"{len(served.calls)} of 36 rows are done, {36 - len(served.calls)} remain" in line
 
 
+def test_the_message_at_a_cap_names_long_answers_where_they_hold_most_of_it(
+    served: Server, responses: Path, tmp_path: Path, cache: Path
+) -> None:
+    command = ["label", responses, "-t", PRICED, "-o", tmp_path / "labels.parquet", "--max-tokens"]
+    told = "for an answer as long as it may be (a smaller --max-tokens, where the command takes it, lets more calls through"
+    assert told in fails(7, *command, 1000, "--max-cost", "0.0008")
+    assert told not in fails(7, *command, 64, "--max-cost", "0.0008")
+
+
 def test_what_is_free_needs_no_cap(tmp_path: Path) -> None:
     command = ["label", DEMO / "pool.parquet", "-t", RECORDED, "--limit", 3, "-o", tmp_path / "labels.parquet"]
     assert tjd(*command, "--max-cost", 0).exit_code == 0

@@ -26,6 +26,10 @@ MILLION = 1_000_000
 CONVERSATION_TOKENS, MESSAGE_TOKENS = 128, 16  # of a chat template, at most
 BYTES_PER_TOKEN = 4  # of English text, about
 LONG_TOKENS = 100_000  # no provider asks more per token for shorter prompts
+LONG_ANSWER = (
+    ", most of it for an answer as long as it may be (a smaller --max-tokens, where the command takes it, lets more calls "
+    "through, but asks anew what arrived)"
+)
 
 # litellm's names of what a token costs; those of other service levels (batches, flex, priority) are not ours
 PROMPT_KEY = r"(input_cost_per_token|cache_creation_input_token_cost)"
@@ -53,6 +57,10 @@ class Price:
     def most_usd(self, request: Request) -> float:
         """What one attempt at a request can cost."""
         return self.usd(most_prompt_tokens(request), request.max_tokens)
+
+    def most_prompt_usd(self, request: Request) -> float:
+        """Of that, what its prompt can cost."""
+        return self.usd(most_prompt_tokens(request), 0)
 
 
 FREE = Price(0.0, 0.0)
@@ -143,8 +151,12 @@ class Budget:
         return math.inf if self.cap_usd is None else self.cap_usd - self.spent_usd - self.reserved_usd
 
     @asynccontextmanager
-    async def attempt(self, most_usd: float) -> AsyncIterator[Bill]:
+    async def attempt(self, most_usd: float, prompt_usd: float = 0.0) -> AsyncIterator[Bill]:
         """Reserve what one attempt can cost, as soon as it fits; afterwards take what its bill says.
+
+        Args:
+            most_usd: What it can cost.
+            prompt_usd: Of that, its prompt.
 
         Raises:
             BudgetError: It does not fit, and nothing is in flight that could make room.
@@ -153,7 +165,8 @@ class Budget:
         async with self._turn:
             while self._over or (most := most_usd * self._growth) > self.left_usd:
                 if not self._in_flight:  # nothing can make room any more
-                    self._over = self._over or self._told(most)
+                    is_long = most > self.spent_usd and most_usd > 2 * prompt_usd
+                    self._over = self._over or self._told(most, "the next call", LONG_ANSWER if is_long else "")
                     raise BudgetError(self._over)
                 await self._settled.wait()
             self._in_flight += 1
@@ -183,7 +196,7 @@ class Budget:
             raise BudgetError(self._told(most_usd, what, " (a smaller --job-size sends fewer at once)"))
         self.spent_usd += most_usd
 
-    def _told(self, most_usd: float, what: str = "the next call", advice: str = "") -> str:
+    def _told(self, most_usd: float, what: str, advice: str) -> str:
         parts = []
         if self.untold_usd:
             parts.append(f"${self.untold_usd:.4f} of it the most for replies that told no token counts")

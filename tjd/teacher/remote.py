@@ -188,7 +188,8 @@ class Remote:
         return Completion(None, self.name, error=f"the call failed: {trouble.what}")
 
     async def _attempt(self, request: Request, halt: Halt, *, first: bool) -> "Completion | Trouble":
-        async with self._budget.attempt((self.price or FREE).most_usd(request)) as bill:
+        price = self.price or FREE
+        async with self._budget.attempt(price.most_usd(request), price.most_prompt_usd(request)) as bill:
             bill.usd = 0.0  # until it is sent
             call = await self._gate.enter(_likely_tokens(request), halt.done, first=first)
             ending: Ending = "failed"
