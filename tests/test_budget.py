@@ -70,7 +70,7 @@ async def spend(budget: Budget, asked: list[Call], concurrency: int) -> tuple[fl
             if call.outcome == "refused":
                 bill.usd = 0.0
             if call.outcome == "answered":
-                bill.usd = call.share * call.most_usd
+                bill.usd, bill.answered = call.share * call.most_usd, True
 
     outcomes = await asyncio.gather(*(send(i, call) for i, call in enumerate(asked)), return_exceptions=True)
     assert all(outcome is None or isinstance(outcome, TimeoutError | BudgetError) for outcome in outcomes)
@@ -111,6 +111,18 @@ def test_bounds_grow_where_bills_pass_them() -> None:
     asyncio.run(run())
     with pytest.raises(BudgetError, match=r"\$0\.6000 spent \(\$0\.3000 of it for calls that failed"):
         asyncio.run(spend_one(budget, 0.2))
+
+
+def test_bounds_grow_by_the_prompts_though_short_answers_keep_the_bill_low() -> None:
+    async def run() -> None:
+        async with budget.attempt(0.1, 0.02) as bill, budget.attempt(0.1, 0.02):
+            bill.usd, bill.prompt_growth = 0.06, 3.0
+        assert budget.spent_usd == pytest.approx(0.1 + 0.06)  # the inner one ended first, and told nothing
+        async with budget.attempt(0.2, 0.1):
+            assert budget.reserved_usd == pytest.approx(0.1 + 3 * 0.1)
+
+    budget = Budget(1.0)
+    asyncio.run(run())
 
 
 async def spend_one(budget: Budget, most_usd: float) -> None:
@@ -231,6 +243,29 @@ def test_the_bill_of_a_server_never_passes_the_cap(served: Server, seed: int, mo
     assert len(served.calls) == n_calls  # nothing is sent once it is told
     assert biller.usd <= budget.spent_usd * (1 + 1e-9) <= cap_usd * (1 + 2e-9)
     assert budget.left_usd < max(price.most_usd(request) for request in requests)  # not stopped too early
+
+
+@pytest.mark.parametrize(("factor", "most"), [(5, 6), (20, 4)])
+def test_a_server_that_bills_more_than_bytes_is_found_out_by_few_calls(served: Server, factor: int, most: int) -> None:
+    price, cap_usd = Price(3e-6, 15e-6), 0.1
+
+    class Padded(Biller):
+        def __call__(self, body: dict[str, Any], before: int) -> Reply:
+            reply = json.loads(super().__call__(body, before).raw or b"")
+            reply["usage"]["prompt_tokens"] *= factor
+            return Reply(raw=json.dumps(reply).encode(), delay_s=0.05)
+
+    served.script = Padded(1, price, stingy=True, moods=["ok"])
+    config = BackendConfig(concurrency=64, price_in=("3",), price_out=("15",))
+    budget = Budget(cap_usd)
+    requests = [Request(user("word " * 200 + str(i)), max_tokens=16) for i in range(60)]
+    assert sum(price.most_usd(request) for request in requests[:20]) < cap_usd
+    how = "passed" if factor == 20 else "reached"
+    with pytest.raises(BudgetError, match=rf"^--max-cost 0.1 is {how}: ") as caught:
+        list(open_teacher(UNPRICED, config, None, budget).ask(requests))
+    assert len(served.calls) <= most
+    assert (budget.spent_usd > cap_usd) == (how == "passed")
+    assert ("as the server bills more tokens than the bytes" in str(caught.value)) == (how == "passed")
 
 
 def test_a_reply_without_usage_has_no_known_cost(served: Server) -> None:

@@ -26,7 +26,7 @@ from tjd.config import BackendConfig
 from tjd.errors import BackendError, BudgetError, ConfigError
 from tjd.redaction import redacted, without_secrets
 from tjd.teacher import Again, Completion, Request, Usage, follow_up, merged
-from tjd.teacher.budget import FREE, Budget, given_price, listed_price
+from tjd.teacher.budget import FREE, Budget, given_price, listed_price, most_prompt_tokens
 from tjd.teacher.cache import Ledger
 from tjd.teacher.direct import Direct, serves
 from tjd.teacher.logprobs import TOP, of_choice
@@ -189,7 +189,8 @@ class Remote:
 
     async def _attempt(self, request: Request, halt: Halt, *, first: bool) -> "Completion | Trouble":
         price = self.price or FREE
-        async with self._budget.attempt(price.most_usd(request), price.most_prompt_usd(request)) as bill:
+        most_usd, prompt_usd = price.most_usd(request), price.most_prompt_usd(request)
+        async with self._budget.attempt(most_usd, prompt_usd, self.name) as bill:
             bill.usd = 0.0  # until it is sent
             call = await self._gate.enter(_likely_tokens(request), halt.done, first=first)
             ending: Ending = "failed"
@@ -201,6 +202,7 @@ class Remote:
                 completion = self._completion(reply)
                 n_tokens = (completion.n_prompt_tokens or 0) + (completion.n_tokens or 0) or None
                 bill.usd, bill.answered = completion.cost_usd, True
+                bill.prompt_growth = (completion.n_prompt_tokens or 0) / most_prompt_tokens(request)
                 return completion
             except Exception as exc:  # the one place where a client's errors, and its servers' garbage, are mapped
                 trouble = understood(exc)
