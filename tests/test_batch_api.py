@@ -358,6 +358,13 @@ def test_a_job_fits_a_cap_of_what_the_dry_run_tells(server, responses, tmp_path,
     assert len(server.jobs) == 1
 
 
+def test_given_prices_are_not_halved(server, responses, tmp_path):
+    out = tmp_path / "labels.parquet"
+    tjd(*label(responses, out, "--price-in", "3", "--price-out", "15"))
+    [row, *_] = tables.open_table(str(out), "labels").read().to_pylist()
+    assert row["cost_usd"] == pytest.approx(row["n_prompt_tokens"] * 3e-6 + 15e-6)
+
+
 @pytest.mark.parametrize(
     ("model", "key"),
     [("gemini/gemini-3-pro-preview", "GEMINI_API_KEY"), ("anthropic/claude-sonnet-4-5", "ANTHROPIC_API_KEY")],

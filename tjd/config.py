@@ -102,7 +102,8 @@ class BackendConfig:
     )
     price_in: tuple[str, ...] = flag(
         (),
-        "Dollars per million tokens of the prompt, instead of the known price; MODEL=DOLLARS where several are asked.",
+        "Dollars per million tokens of the prompt, instead of the known price, and not halved for --batch-api; MODEL=DOLLARS "
+        "where several are asked.",
     )
     price_out: tuple[str, ...] = flag((), "Likewise, of the completion.")
 
