@@ -358,6 +358,12 @@ def test_a_job_fits_a_cap_of_what_the_dry_run_tells(server, responses, tmp_path,
     assert len(server.jobs) == 1
 
 
+def test_rows_that_are_there_are_done_when_a_job_does_not_fit_the_cap(server, responses, tmp_path):
+    out = tmp_path / "labels.parquet"
+    tjd(*label(responses, out, "--limit", "4"))
+    assert "4 of 9 rows are done, 5 remain" in fails(7, *label(responses, out, "--max-cost", "0"))
+
+
 def test_given_prices_are_not_halved(server, responses, tmp_path):
     out = tmp_path / "labels.parquet"
     tjd(*label(responses, out, "--price-in", "3", "--price-out", "15"))

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from tjd.config import BackendConfig
-from tjd.errors import BackendError, ConfigError
+from tjd.errors import BackendError, BudgetError, ConfigError
 from tjd.teacher import Again, Completion, Request, follow_up, merged
 from tjd.teacher.budget import FREE, Budget
 from tjd.teacher.jobs import Job, Jobs
@@ -81,11 +81,23 @@ class Batch(Remote):
         """
         requests = iter(requests)
         while window := list(islice(requests, JOBS_AT_ONCE * self._config.job_size)):
-            firsts = self._complete_all(window)
-            seconds = [follow_up(request, first, again) for request, first in zip(window, firsts, strict=True)]
-            answers = iter(self._complete_all([second for second in seconds if second is not None]))
+            try:
+                firsts = self._complete_all(window)
+                seconds = [follow_up(request, first, again) for request, first in zip(window, firsts, strict=True)]
+                answers = iter(self._complete_all([second for second in seconds if second is not None]))
+            except BudgetError:
+                yield from self._kept(window, again)  # so that the rows they make are counted as done
+                raise
             for first, second in zip(firsts, seconds, strict=True):
                 yield first if second is None else merged(first, next(answers))
+
+    def _kept(self, requests: Iterable[Request], again: Again | None) -> Iterator[Completion]:
+        """The completions on disk, up to the first request that wants a call."""
+        for request in requests:
+            found = self.find(request)
+            if found is None or follow_up(request, found, again) is not None:
+                return
+            yield found
 
     def _complete_all(self, requests: Sequence[Request]) -> list[Completion]:
         keys = [self._ledger.key(request) for request in requests]
