@@ -345,6 +345,32 @@ def test_a_job_of_another_account_is_not_paid_again_in_silence(server, responses
     assert len(server.jobs) == 1
 
 
+def test_a_job_fits_a_cap_of_what_the_dry_run_tells(server, responses, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    command = label(responses, tmp_path / "labels.parquet", "--price-in", "3", "--price-out", "15")
+    usd = float(re.search(r"cost \(at most\).*?\$(\d+\.\d+)", tjd(*command, "--dry-run").stdout, re.DOTALL)[1])
+    line = fails(7, *command, "--max-cost", usd - 0.0002)
+    assert "0 of 9 rows are done" in line
+    assert "and the next batch of 9 requests can cost $" in line
+    assert "(a smaller --job-size sends fewer at once); nothing is lost" in line
+    assert server.jobs == []
+    assert tjd(*command, "--max-cost", usd).exit_code == 0
+    assert len(server.jobs) == 1
+
+
+def test_rows_that_are_there_are_done_when_a_job_does_not_fit_the_cap(server, responses, tmp_path):
+    out = tmp_path / "labels.parquet"
+    tjd(*label(responses, out, "--limit", "4"))
+    assert "4 of 9 rows are done, 5 remain" in fails(7, *label(responses, out, "--max-cost", "0"))
+
+
+def test_given_prices_are_not_halved(server, responses, tmp_path):
+    out = tmp_path / "labels.parquet"
+    tjd(*label(responses, out, "--price-in", "3", "--price-out", "15"))
+    [row, *_] = tables.open_table(str(out), "labels").read().to_pylist()
+    assert row["cost_usd"] == pytest.approx(row["n_prompt_tokens"] * 3e-6 + 15e-6)
+
+
 @pytest.mark.parametrize(
     ("model", "key"),
     [("gemini/gemini-3-pro-preview", "GEMINI_API_KEY"), ("anthropic/claude-sonnet-4-5", "ANTHROPIC_API_KEY")],

@@ -4,7 +4,8 @@ import asyncio
 import json
 import math
 import random
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from tjd.commands.common import Written, money
 from tjd.config import BackendConfig
 from tjd.errors import BudgetError, ConfigError
 from tjd.teacher import Request, open_teacher, user
-from tjd.teacher.budget import Budget, Price, given_price, listed_price, most_prompt_tokens, require_priced
+from tjd.teacher.budget import FREE, Budget, Price, given_price, listed_price, most_prompt_tokens, require_priced
 
 PRICED = "openai/gpt-4o-mini"  # 0.15 and 0.6 dollars per million tokens
 UNPRICED = "openai/x"
@@ -69,7 +70,7 @@ async def spend(budget: Budget, asked: list[Call], concurrency: int) -> tuple[fl
             if call.outcome == "refused":
                 bill.usd = 0.0
             if call.outcome == "answered":
-                bill.usd = call.share * call.most_usd
+                bill.usd, bill.answered = call.share * call.most_usd, True
 
     outcomes = await asyncio.gather(*(send(i, call) for i, call in enumerate(asked)), return_exceptions=True)
     assert all(outcome is None or isinstance(outcome, TimeoutError | BudgetError) for outcome in outcomes)
@@ -110,6 +111,18 @@ def test_bounds_grow_where_bills_pass_them() -> None:
     asyncio.run(run())
     with pytest.raises(BudgetError, match=r"\$0\.6000 spent \(\$0\.3000 of it for calls that failed"):
         asyncio.run(spend_one(budget, 0.2))
+
+
+def test_bounds_grow_by_the_prompts_though_short_answers_keep_the_bill_low() -> None:
+    async def run() -> None:
+        async with budget.attempt(0.1, 0.02) as bill, budget.attempt(0.1, 0.02):
+            bill.usd, bill.prompt_growth = 0.06, 3.0
+        assert budget.spent_usd == pytest.approx(0.1 + 0.06)  # the inner one ended first, and told nothing
+        async with budget.attempt(0.2, 0.1):
+            assert budget.reserved_usd == pytest.approx(0.1 + 3 * 0.1)
+
+    budget = Budget(1.0)
+    asyncio.run(run())
 
 
 async def spend_one(budget: Budget, most_usd: float) -> None:
@@ -174,17 +187,21 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield server
 
 
+MOODS = ["ok"] * 12 + ["429", "400", "500", "hang up", "hang", "garbage", "no usage"]
+
+
 class Biller:
     """Behaves at random, and bills whatever it did not refuse, when it likes to as much as it may."""
 
-    def __init__(self, seed: int, price: Price, *, stingy: bool) -> None:
+    def __init__(self, seed: int, price: Price, *, stingy: bool, moods: Sequence[str] = MOODS) -> None:
         self.luck, self.price, self.stingy, self.usd = random.Random(seed), price, stingy, 0.0
+        self.moods = moods
 
     def __call__(self, body: dict[str, Any], before: int) -> Reply:
         request = Request(tuple(body["messages"]), max_tokens=body["max_tokens"])
         share = 1.0 if self.stingy else self.luck.random()
         n_prompt, n_tokens = int(share * most_prompt_tokens(request)), int(share * request.max_tokens)
-        mood = self.luck.choice(["ok"] * 12 + ["429", "400", "500", "hang up", "hang", "garbage", "no usage"])
+        mood = self.luck.choice(self.moods)
         if mood in ("429", "400"):
             return Reply("no", status=int(mood), headers={"Retry-After": "0"})
         self.usd += self.price.usd(n_prompt, n_tokens)
@@ -228,14 +245,35 @@ def test_the_bill_of_a_server_never_passes_the_cap(served: Server, seed: int, mo
     assert budget.left_usd < max(price.most_usd(request) for request in requests)  # not stopped too early
 
 
+@pytest.mark.parametrize(("factor", "most"), [(5, 6), (20, 4)])
+def test_a_server_that_bills_more_than_bytes_is_found_out_by_few_calls(served: Server, factor: int, most: int) -> None:
+    price, cap_usd = Price(3e-6, 15e-6), 0.1
+
+    class Padded(Biller):
+        def __call__(self, body: dict[str, Any], before: int) -> Reply:
+            reply = json.loads(super().__call__(body, before).raw or b"")
+            reply["usage"]["prompt_tokens"] *= factor
+            return Reply(raw=json.dumps(reply).encode(), delay_s=0.05)
+
+    served.script = Padded(1, price, stingy=True, moods=["ok"])
+    config = BackendConfig(concurrency=64, price_in=("3",), price_out=("15",))
+    budget = Budget(cap_usd)
+    requests = [Request(user("word " * 200 + str(i)), max_tokens=16) for i in range(60)]
+    assert sum(price.most_usd(request) for request in requests[:20]) < cap_usd
+    how = "passed" if factor == 20 else "reached"
+    with pytest.raises(BudgetError, match=rf"^--max-cost 0.1 is {how}: ") as caught:
+        list(open_teacher(UNPRICED, config, None, budget).ask(requests))
+    assert len(served.calls) <= most
+    assert (budget.spent_usd > cap_usd) == (how == "passed")
+    assert ("as the server bills more tokens than the bytes" in str(caught.value)) == (how == "passed")
+
+
 def test_a_reply_without_usage_has_no_known_cost(served: Server) -> None:
-    choice = b'{"index":0,"finish_reason":"stop","message":{"role":"assistant","content":"Yes"}}'
-    body = b'{"id":"1","object":"chat.completion","created":1,"model":"gpt-4o-mini","choices":[' + choice + b"]}"
-    served.script = lambda _, before: Reply(raw=body)
+    served.script = Biller(1, FREE, stingy=True, moods=["no usage"])
     budget = Budget(1.0)
     (completion,) = open_teacher(PRICED, BackendConfig(), None, budget).ask([Request(user("x"))])
     assert (completion.n_prompt_tokens, completion.n_tokens, completion.cost_usd) == (None, None, None)
-    assert budget.spent_usd == budget.doubtful_usd > 0
+    assert budget.spent_usd == budget.doubtful_usd == budget.untold_usd > 0
 
 
 def test_a_cap_needs_a_bound(served: Server) -> None:
@@ -291,6 +329,31 @@ def test_label_stops_at_its_cap_and_goes_on_from_there(
     assert tjd(*command, "--max-cost", "0").exit_code == 0  # what is on disk costs nothing
 
 
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_every_answer_that_arrived_before_the_cap_is_a_row_that_is_done(
+    concurrency: int, served: Server, responses: Path, tmp_path: Path, cache: Path
+) -> None:
+    rows = pq.read_table(responses).to_pylist() * 3
+    single = [
+        row | {"response_id": f"s{i}", "response": f"one {i}", "constraints": row["constraints"][:1]}
+        for i, row in enumerate(rows)
+    ]
+    tables.write_rows(single, str(responses), tables.output_schema("responses"), {})
+    command = ["label", responses, "-t", PRICED, "--max-tokens", "64", "--concurrency", concurrency]
+    line = fails(7, *command, "--max-cost", "0.00055", "-o", tmp_path / "labels.parquet")
+    assert 0 < len(served.calls) < 36
+    assert f"{len(served.calls)} of 36 rows are done, {36 - len(served.calls)} remain" in line
+
+
+def test_the_message_at_a_cap_names_long_answers_where_they_hold_most_of_it(
+    served: Server, responses: Path, tmp_path: Path, cache: Path
+) -> None:
+    command = ["label", responses, "-t", PRICED, "-o", tmp_path / "labels.parquet", "--max-tokens"]
+    told = "for an answer as long as it may be (a smaller --max-tokens, where the command takes it, lets more calls through"
+    assert told in fails(7, *command, 1000, "--max-cost", "0.0008")
+    assert told not in fails(7, *command, 64, "--max-cost", "0.0008")
+
+
 def test_what_is_free_needs_no_cap(tmp_path: Path) -> None:
     command = ["label", DEMO / "pool.parquet", "-t", RECORDED, "--limit", 3, "-o", tmp_path / "labels.parquet"]
     assert tjd(*command, "--max-cost", 0).exit_code == 0
@@ -342,6 +405,21 @@ def test_a_price_is_needed_and_prices_the_rows(served: Server, responses: Path, 
     )
 
 
+def test_a_reply_without_usage_is_told_as_such(served: Server, responses: Path, tmp_path: Path, cache: Path) -> None:
+    served.script = Biller(1, FREE, stingy=True, moods=["no usage"])
+    out = tmp_path / "labels.parquet"
+    command = ["label", responses, "-t", PRICED, "--max-tokens", "64", "-o", out]
+    line = fails(7, *command, "--max-cost", "0.0008")
+    assert re.search(
+        r"reached: (\$0\.\d+) spent \(\1 of it the most for replies that told no token counts\), and", line
+    )
+    told = tjd(*command, "--cache-tag", "more").stderr
+    assert "tokens unknown, cost unknown (the server told no token counts for 36 of 36 answers) -> " in told
+    served.script = lambda body, before: Reply("Yes")
+    told = tjd(*command, "--votes", "2", "--cache-tag", "more").stderr
+    assert re.search(r"36 calls \(36 more from the cache\), \d+\+36 tokens, \$0", told)
+
+
 def planned(*command: Any) -> list[str]:
     """Numbers of the plan's only line."""
     result = tjd(*command, "--dry-run")
@@ -358,7 +436,7 @@ def test_a_dry_run_tells_the_calls_and_makes_none(
     command = ["label", responses, "-t", PRICED, "--votes", "3", "--max-tokens", "100", "-o", out]
     n_calls, cached, prompt, most, usd, likely = planned(*command)
     assert (n_calls, cached, most, likely) == ("108", "0", "10800", "-")
-    assert usd == f"${(int(prompt) * 0.15 + 10800 * 0.6) / 1e6:.4f}"
+    assert float(usd[1:]) > (int(prompt) * 0.15 + 10800 * 0.6) / 1e6  # the prompts at their most, too
     assert served.calls == []
     assert not out.exists()
     assert tjd(*command, "--limit", "3").exit_code == 0
@@ -369,6 +447,18 @@ def test_a_dry_run_tells_the_calls_and_makes_none(
     assert likely == f"${(int(prompt) * 0.15 + 81 * 0.6) / 1e6:.4f}"  # one token each, as those that are there
     assert len(served.calls) == 27
     assert not out.exists()
+
+
+def test_a_cap_of_what_the_dry_run_tells_suffices_for_a_server_that_bills_the_most(
+    served: Server, responses: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    served.script = Biller(1, Price(3e-6, 15e-6), stingy=True, moods=["ok"])
+    out = tmp_path / "labels.parquet"
+    command = ["label", responses, "-t", UNPRICED, "--price-in", "3", "--price-out", "15", "-o", out]
+    usd = float(planned(*command)[4][1:])
+    assert tjd(*command, "--max-cost", usd).exit_code == 0
+    assert fails(7, *command, "--max-cost", usd - 0.0002, "--cache-tag", "less")
 
 
 @pytest.mark.parametrize("command", ["synthesize", "sample"])

@@ -89,7 +89,10 @@ class BackendConfig:
     batch_api: bool = flag(
         False, "Ask a remote model through its provider's batch API: half price, answers within a day."
     )
-    job_size: int = flag(50_000, "Requests per job of the batch API, at most.")
+    job_size: int = flag(
+        50_000,
+        "Requests per job of the batch API, at most. Two jobs go out at once; --max-cost must allow for what both can cost.",
+    )
     poll_s: float = flag(30.0, "Seconds between looks at the jobs of the batch API.")
     cache_tag: str = flag(
         "", "Any text; answers kept under another are asked anew: for a model that changed under its name."
@@ -103,7 +106,8 @@ class BackendConfig:
     )
     price_in: tuple[str, ...] = flag(
         (),
-        "Dollars per million tokens of the prompt, instead of the known price; MODEL=DOLLARS where several are asked.",
+        "Dollars per million tokens of the prompt, instead of the known price, and not halved for --batch-api; MODEL=DOLLARS "
+        "where several are asked.",
     )
     price_out: tuple[str, ...] = flag((), "Likewise, of the completion.")
 

@@ -1,5 +1,6 @@
 """What commands share: their common options, and how they read rows, open models and write tables."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from itertools import islice
@@ -373,7 +374,7 @@ def tell_plan(rows: "Iterable[object]", models: "Sequence[Teacher]", out: str | 
             "from the cache": str(model.usage.cached),
             "prompt tokens (about)": str(totals.prompt_tokens),
             "completion tokens (at most)": str(totals.most_tokens),
-            "cost (at most)": "price unknown" if totals.most_usd is None else f"${totals.most_usd:.4f}",
+            "cost (at most)": "price unknown" if totals.most_usd is None else f"${_rounded_up(totals.most_usd):.4f}",
             "cost (likely)": "-" if likely is None else f"${likely:.4f}",
         }
         lines.append(((model.name,), cells))
@@ -381,10 +382,18 @@ def tell_plan(rows: "Iterable[object]", models: "Sequence[Teacher]", out: str | 
     say("nothing was asked or written; answers that have to be asked for again, and failed attempts, come on top")
 
 
+def _rounded_up(usd: float) -> float:
+    """To what is shown of it, so that a cap of what is shown suffices."""
+    return math.ceil(usd * 10_000) / 10_000
+
+
 def used(usage: "Usage", *, failed: bool = True) -> str:
     """What the calls of a model came to."""
     cost = "price unknown" if usage.cost_usd is None else f"${usage.cost_usd:.4f}"
-    told = (
-        f"{usage.calls} calls ({usage.cached} more from the cache), {usage.prompt_tokens}+{usage.tokens} tokens, {cost}"
-    )
+    tokens = f"{usage.prompt_tokens}+{usage.tokens} tokens"
+    if usage.untold:
+        n_answers = usage.calls - usage.failed
+        tokens = "tokens unknown" if usage.untold == n_answers else tokens
+        cost = f"cost unknown (the server told no token counts for {usage.untold} of {counted(n_answers, 'answer')})"
+    told = f"{usage.calls} calls ({usage.cached} more from the cache), {tokens}, {cost}"
     return told + (f", {usage.failed} failed" if usage.failed and failed else "")

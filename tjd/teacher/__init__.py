@@ -101,6 +101,7 @@ class Usage:
     calls: int = 0  # completions that were asked for now
     cached: int = 0  # completions that had arrived before, or that an equal request of this run brought
     failed: int = 0  # calls that failed past their retries; among `calls`
+    untold: int = 0  # answers of which the server told no numbers of tokens, so that their cost is unknown; likewise
     retries: int = 0
     prompt_tokens: int = 0  # of the calls made now, where known
     tokens: int = 0  # of their completions, where known
@@ -116,6 +117,7 @@ class Usage:
             return
         self.prompt_tokens += completion.n_prompt_tokens or 0
         self.tokens += completion.n_tokens or 0
+        self.untold += completion.n_tokens is None and completion.cost_usd is None
         self.cost_usd = _sum(self.cost_usd, completion.cost_usd)
 
 

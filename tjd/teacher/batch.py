@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from tjd.config import BackendConfig
-from tjd.errors import BackendError, ConfigError
+from tjd.errors import BackendError, BudgetError, ConfigError
 from tjd.teacher import Again, Completion, Request, follow_up, merged
 from tjd.teacher.budget import FREE, Budget
 from tjd.teacher.jobs import Job, Jobs
@@ -83,11 +83,23 @@ class Batch(Remote):
         while window := list(islice(requests, JOBS_AT_ONCE * self._config.job_size)):
             for request in window if self._config.retry_unusable else ():
                 self._ledger.forget_unusable(request, again)
-            firsts = self._complete_all(window)
-            seconds = [follow_up(request, first, again) for request, first in zip(window, firsts, strict=True)]
-            answers = iter(self._complete_all([second for second in seconds if second is not None]))
+            try:
+                firsts = self._complete_all(window)
+                seconds = [follow_up(request, first, again) for request, first in zip(window, firsts, strict=True)]
+                answers = iter(self._complete_all([second for second in seconds if second is not None]))
+            except BudgetError:
+                yield from self._kept(window, again)  # so that the rows they make are counted as done
+                raise
             for first, second in zip(firsts, seconds, strict=True):
                 yield first if second is None else merged(first, next(answers))
+
+    def _kept(self, requests: Iterable[Request], again: Again | None) -> Iterator[Completion]:
+        """The completions on disk, up to the first request that wants a call."""
+        for request in requests:
+            found = self.find(request)
+            if found is None or follow_up(request, found, again) is not None:
+                return
+            yield found
 
     def _complete_all(self, requests: Sequence[Request]) -> list[Completion]:
         keys = [self._ledger.key(request) for request in requests]
@@ -131,7 +143,7 @@ class Batch(Remote):
             for job in jobs:
                 logger.info("%s: going on with batch job %s", self.name, job.job)
             price = self.price or FREE
-            self._budget.commit(sum(price.most_usd(request) for request in new.values()))
+            self._budget.commit(sum(price.most_usd(request) for request in new.values()), len(new))
             for file, keys in self._files(new):
                 job = self._jobs.enter(self._upload(file), keys)
                 self._submit(job)

@@ -6,13 +6,14 @@ usage), since the provider may count it. An attempt that does not fit beside tho
 mostly come to less. When it does not fit beside nothing, the run is over, and everything that was sent has arrived.
 
 The bound rests on two facts: no tokenizer in use makes more tokens of a text than its UTF-8 has bytes, and providers
-stop at `max_tokens`. Where a bill still passes its bound (a server with a system prompt of its own), all later bounds
-grow by as much.
+stop at `max_tokens`. Where a prompt or a bill still passes its bound (a server with a system prompt of its own), all
+bounds grow by as much; until a model has answered once, few of its calls are sent, since their bills can pass the cap.
 """
 
 import asyncio
 import math
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,6 +27,11 @@ MILLION = 1_000_000
 CONVERSATION_TOKENS, MESSAGE_TOKENS = 128, 16  # of a chat template, at most
 BYTES_PER_TOKEN = 4  # of English text, about
 LONG_TOKENS = 100_000  # no provider asks more per token for shorter prompts
+FIRST_CALLS = 4  # in flight under a cap, until a model has answered
+LONG_ANSWER = (
+    ", most of it for an answer as long as it may be (a smaller --max-tokens, where the command takes it, lets more calls "
+    "through, but asks anew what arrived)"
+)
 
 # litellm's names of what a token costs; those of other service levels (batches, flex, priority) are not ours
 PROMPT_KEY = r"(input_cost_per_token|cache_creation_input_token_cost)"
@@ -53,6 +59,10 @@ class Price:
     def most_usd(self, request: Request) -> float:
         """What one attempt at a request can cost."""
         return self.usd(most_prompt_tokens(request), request.max_tokens)
+
+    def most_prompt_usd(self, request: Request) -> float:
+        """Of that, what its prompt can cost."""
+        return self.usd(most_prompt_tokens(request), 0)
 
 
 FREE = Price(0.0, 0.0)
@@ -119,6 +129,8 @@ class Bill:
     """What one attempt came to, as its sender fills it in."""
 
     usd: float | None = None  # null: nobody can tell, so all that was reserved may be asked for
+    answered: bool = False  # a reply came, whether it tells its tokens or not
+    prompt_growth: float = 1.0  # tokens of the prompt, as the server tells them, by their bound
 
 
 class Budget:
@@ -128,12 +140,19 @@ class Budget:
         self.cap_usd = cap_usd
         self.spent_usd = 0.0  # of attempts that are over
         self.doubtful_usd = 0.0  # among it: reserved by attempts of which nobody can tell what they came to
-        self.reserved_usd = 0.0  # by attempts in flight
-        self._in_flight = 0
-        self._growth = 1.0  # by how much bills have passed their bounds
+        self.untold_usd = 0.0  # among that: by those that were answered, without the numbers of tokens
+        self._in_flight: Counter[str] = Counter()  # attempts, by model
+        self._most_usd = self._prompt_usd = 0.0  # of those, as their senders gave it
+        self._growth = self._prompt_growth = 1.0  # by how much bills, and their prompts, have passed their bounds
+        self._answered: set[str] = set()  # models
         self._over: str | None = None  # why nothing more is sent
         self._turn = asyncio.Lock()  # who looks for room: one at a time, in order
         self._settled = asyncio.Event()
+
+    @property
+    def reserved_usd(self) -> float:
+        """What attempts in flight can cost, by what is known now."""
+        return self._bound(self._most_usd, self._prompt_usd)
 
     @property
     def left_usd(self) -> float:
@@ -141,50 +160,78 @@ class Budget:
         return math.inf if self.cap_usd is None else self.cap_usd - self.spent_usd - self.reserved_usd
 
     @asynccontextmanager
-    async def attempt(self, most_usd: float) -> AsyncIterator[Bill]:
+    async def attempt(self, most_usd: float, prompt_usd: float = 0.0, model: str = "") -> AsyncIterator[Bill]:
         """Reserve what one attempt can cost, as soon as it fits; afterwards take what its bill says.
+
+        Args:
+            most_usd: What it can cost.
+            prompt_usd: Of that, its prompt.
+            model: Who is asked.
 
         Raises:
             BudgetError: It does not fit, and nothing is in flight that could make room.
         """
-        most = most_usd * self._growth
         async with self._turn:
-            while self._over or (most := most_usd * self._growth) > self.left_usd:
-                if not self._in_flight:  # nothing can make room any more
-                    self._over = self._over or self._told(most)
+            while self._over or self._is_untried(model) or self._bound(most_usd, prompt_usd) > self.left_usd:
+                if not self._in_flight.total():  # nothing can make room any more
+                    most = self._bound(most_usd, prompt_usd)
+                    is_long = most > self.spent_usd and most > 2 * self._bound(prompt_usd, prompt_usd)
+                    self._over = self._over or self._told(most, "the next call", LONG_ANSWER if is_long else "")
                     raise BudgetError(self._over)
                 await self._settled.wait()
-            self._in_flight += 1
-            self.reserved_usd += most
+            self._in_flight[model] += 1
+            self._most_usd, self._prompt_usd = self._most_usd + most_usd, self._prompt_usd + prompt_usd
         bill = Bill()
         try:
             yield bill
         finally:
-            self._in_flight -= 1
-            self.reserved_usd = self.reserved_usd - most if self._in_flight else 0.0  # no rounding is carried along
+            self._in_flight[model] -= 1
+            self._most_usd, self._prompt_usd = self._most_usd - most_usd, self._prompt_usd - prompt_usd
+            if not self._in_flight.total():  # no rounding is carried along
+                self._most_usd = self._prompt_usd = 0.0
+            self._prompt_growth = max(self._prompt_growth, bill.prompt_growth)
+            most = self._bound(most_usd, prompt_usd)
             self.spent_usd += most if bill.usd is None else bill.usd
             self.doubtful_usd += most if bill.usd is None else 0.0
-            if bill.usd is not None and most_usd > 0:
-                self._growth = max(self._growth, bill.usd / most_usd)
+            self.untold_usd += most if bill.usd is None and bill.answered else 0.0
+            if bill.usd is not None and most > 0:
+                self._growth *= max(1.0, bill.usd / most)
+            if bill.answered:
+                self._answered.add(model)
             self._settled.set()
             self._settled.clear()
 
-    def commit(self, most_usd: float) -> None:
-        """Take what a job can cost at most; its bill comes too late to give anything back in this run.
+    def commit(self, most_usd: float, n_requests: int) -> None:
+        """Take what requests of batch jobs can cost at most; the bill comes too late to give anything back in this run.
 
         Raises:
             BudgetError: It does not fit.
         """
         if most_usd > self.left_usd:
-            raise BudgetError(self._told(most_usd))
+            what = f"the next batch of {n_requests} requests"
+            raise BudgetError(self._told(most_usd, what, " (a smaller --job-size sends fewer at once)"))
         self.spent_usd += most_usd
 
-    def _told(self, most_usd: float) -> str:
-        doubtful = ""
-        if self.doubtful_usd:
-            doubtful = f" (${self.doubtful_usd:.4f} of it for calls that failed and may be billed)"
+    def _is_untried(self, model: str) -> bool:
+        """Whether enough calls are in flight of a model that has yet to show what it bills."""
+        return self.cap_usd is not None and model not in self._answered and self._in_flight[model] >= FIRST_CALLS
+
+    def _bound(self, most_usd: float, prompt_usd: float) -> float:
+        """What attempts can cost, by how much others have passed their bounds."""
+        return (most_usd + (self._prompt_growth - 1) * prompt_usd) * self._growth
+
+    def _told(self, most_usd: float, what: str, advice: str) -> str:
+        parts = []
+        if self.untold_usd:
+            parts.append(f"${self.untold_usd:.4f} of it the most for replies that told no token counts")
+        if failed_usd := self.doubtful_usd - self.untold_usd:
+            parts.append(f"${failed_usd:.4f} of it for calls that failed and may be billed")
+        doubtful = f" ({', '.join(parts)})" if parts else ""
+        how, why = "reached", ""
+        if self.cap_usd is not None and self.spent_usd > self.cap_usd and max(self._growth, self._prompt_growth) > 1:
+            how, why = "passed", ", as the server bills more tokens than the bytes and limits of the requests allow for"
         return (
-            f"--max-cost {self.cap_usd:g} is reached: ${self.spent_usd:.4f} spent{doubtful}, and the next call can cost "
-            f"${most_usd:.4f}; nothing is lost: raise --max-cost and run the same command to continue, what arrived costs "
-            "nothing again"
+            f"--max-cost {self.cap_usd:g} is {how}: ${self.spent_usd:.4f} spent{doubtful}{why}, and {what} can cost "
+            f"${most_usd:.4f}{advice}; nothing is lost: raise --max-cost and run the same command to continue, what arrived "
+            "costs nothing again"
         )

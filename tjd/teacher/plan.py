@@ -20,7 +20,7 @@ class Totals:
     calls: int = 0
     prompt_tokens: int = 0  # about
     most_tokens: int = 0  # of their completions, if each were as long as it may be
-    most_usd: float | None = 0.0  # by both; null if the price is unknown
+    most_usd: float | None = 0.0  # the bound of each that a cap takes, too; null if the price is unknown
     found_tokens: int = 0  # of completions that are on disk
     found: int = 0  # how many of them tell
 
@@ -75,12 +75,11 @@ class Planned:
             self.usage.cached += 1
         else:
             self._seen.add(known)
-            n_prompt_tokens = about_prompt_tokens(request)
             totals.calls += 1
-            totals.prompt_tokens += n_prompt_tokens
+            totals.prompt_tokens += about_prompt_tokens(request)
             totals.most_tokens += request.max_tokens
             if self.price is None:
                 totals.most_usd = None
             elif totals.most_usd is not None:
-                totals.most_usd += self.price.usd(n_prompt_tokens, request.max_tokens)
+                totals.most_usd += self.price.most_usd(request)
         return Completion(None, self.name, error=UNASKED)

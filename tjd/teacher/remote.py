@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from tjd.config import BackendConfig
-from tjd.errors import BackendError, ConfigError
+from tjd.errors import BackendError, BudgetError, ConfigError
 from tjd.redaction import redacted, without_secrets
 from tjd.teacher import Again, Completion, Request, Usage, follow_up, merged
-from tjd.teacher.budget import FREE, Budget, given_price, listed_price
+from tjd.teacher.budget import FREE, Budget, given_price, listed_price, most_prompt_tokens
 from tjd.teacher.cache import Ledger
 from tjd.teacher.direct import Direct, serves
 from tjd.teacher.logprobs import TOP, of_choice
@@ -37,6 +37,7 @@ FAILURES_IN_A_ROW = 20  # with no success in between: the server is down, not th
 BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 60.0  # doubles with each attempt
 SLOW = 1 / 3  # of the time limit: what takes longer waits in a queue of the server's, and more calls would not help
 BYTES_PER_TOKEN = 3  # of a prompt, few on purpose: `--tpm` counts what it says until the true number is known
+HANDING_ON_S = 1.0  # for answers that arrived before a cap was reached; an attempt that pauses is not waited for
 LAST_CALLS_S = 5.0  # for calls in flight when a run is broken off
 
 ENDINGS: dict[int | None, Ending] = {429: "limited", 529: "limited", 503: "overloaded"}
@@ -191,7 +192,9 @@ class Remote:
         return Completion(None, self.name, error=f"the call failed: {trouble.what}")
 
     async def _attempt(self, request: Request, halt: Halt, *, first: bool) -> "Completion | Trouble":
-        async with self._budget.attempt((self.price or FREE).most_usd(request)) as bill:
+        price = self.price or FREE
+        most_usd, prompt_usd = price.most_usd(request), price.most_prompt_usd(request)
+        async with self._budget.attempt(most_usd, prompt_usd, self.name) as bill:
             bill.usd = 0.0  # until it is sent
             call = await self._gate.enter(_likely_tokens(request), halt.done, first=first)
             ending: Ending = "failed"
@@ -202,7 +205,8 @@ class Remote:
                 ending, told = "answered", told_by(_headers(reply))
                 completion = self._completion(reply)
                 n_tokens = (completion.n_prompt_tokens or 0) + (completion.n_tokens or 0) or None
-                bill.usd = completion.cost_usd
+                bill.usd, bill.answered = completion.cost_usd, True
+                bill.prompt_growth = (completion.n_prompt_tokens or 0) / most_prompt_tokens(request)
                 return completion
             except Exception as exc:  # the one place where a client's errors, and its servers' garbage, are mapped
                 trouble = understood(exc)
@@ -326,7 +330,9 @@ def one_line(told: object) -> str:
 def _outcome(pending: Future[Completion], halt: Halt) -> Completion:
     either: list[Future[Any]] = [pending, halt]
     wait(either, return_when=FIRST_COMPLETED)
-    if halt.done():
+    if halt.done() and isinstance(halt.exception(), BudgetError):
+        wait([pending], HANDING_ON_S)  # at a cap everything that was sent has arrived, and may be on its way to here
+    if halt.done() and (not pending.done() or pending.exception()):
         halt.result()
     return pending.result()
 
