@@ -449,6 +449,22 @@ def test_a_dry_run_tells_the_calls_and_makes_none(
     assert not out.exists()
 
 
+def test_what_could_not_be_used_is_planned_and_asked_anew(
+    served: Server, responses: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    served.script = lambda body, before: Reply("Perhaps")
+    command = ["label", responses, "-t", PRICED, "--limit", "3", "-o", tmp_path / "labels.parquet"]
+    assert fails(5, *command).startswith("9 of 9 rows have no followed")
+    assert len(served.calls) == 18
+    served.script = lambda body, before: Reply("Yes")
+    assert planned(*command)[:2] == ["0", "18"]
+    assert planned(*command, "--retry-unusable")[:2] == ["9", "0"]
+    assert len(served.calls) == 18
+    assert tjd(*command, "--retry-unusable").exit_code == 0
+    assert len(served.calls) == 27
+
+
 def test_a_cap_of_what_the_dry_run_tells_suffices_for_a_server_that_bills_the_most(
     served: Server, responses: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -313,11 +313,15 @@ def open_models(
     from tjd.teacher import open_teacher
     from tjd.teacher.budget import Budget, require_priced
     from tjd.teacher.plan import Planned
+    from tjd.teacher.remote import Remote
 
     require_priced(backend, names)
     budget = Budget(backend.max_cost)
     models = [open_teacher(name, backend, cache_folder(), budget) for name in names]
-    return Models([Planned(model) for model in models] if dry_run else models, budget)
+    if dry_run:
+        renews = [backend.retry_unusable and isinstance(model, Remote) for model in models]
+        models = [Planned(model, retry_unusable=renew) for model, renew in zip(models, renews, strict=True)]
+    return Models(models, budget)
 
 
 def _require_model(name: str) -> None:

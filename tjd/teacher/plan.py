@@ -28,9 +28,9 @@ class Totals:
 class Planned:
     """A teacher that is not asked."""
 
-    def __init__(self, teacher: Teacher) -> None:
+    def __init__(self, teacher: Teacher, *, retry_unusable: bool = False) -> None:
         """Nothing is opened before it has to be looked up."""
-        self._teacher = teacher
+        self._teacher, self._retry_unusable = teacher, retry_unusable
         self._seen: set[int] = set()
         self.name, self.price = teacher.name, teacher.price
         self.usage = teacher.usage  # of what was found on disk
@@ -54,7 +54,11 @@ class Planned:
         for request in requests:
             completion = self._look_up(request)
             second = follow_up(request, completion, again)
-            yield completion if second is None else self._look_up(second)
+            answer = completion if second is None else self._look_up(second)
+            if self._retry_unusable and second and follow_up(second, answer, again):
+                self.usage.cached -= 2  # both will be forgotten
+                answer = self._plan(request)
+            yield answer
 
     def find(self, request: Request) -> Completion | None:
         """See `Teacher.find`."""
@@ -66,10 +70,15 @@ class Planned:
 
     def _look_up(self, request: Request) -> Completion:
         totals = self.totals
-        if found := self.find(request):
-            if found.n_tokens is not None:
-                totals.found, totals.found_tokens = totals.found + 1, totals.found_tokens + found.n_tokens
-            return found
+        found = self.find(request)
+        if found is None:
+            return self._plan(request)
+        if found.n_tokens is not None:
+            totals.found, totals.found_tokens = totals.found + 1, totals.found_tokens + found.n_tokens
+        return found
+
+    def _plan(self, request: Request) -> Completion:
+        totals = self.totals
         known = hash((request.prompt_digest, request.temperature, request.top_p, request.max_tokens, request.seed))
         if known in self._seen:
             self.usage.cached += 1
