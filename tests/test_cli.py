@@ -635,18 +635,32 @@ def test_a_prompt_of_ones_own_is_known_by_its_name(tmp_path, toy_labels, tiny_mo
     assert str(tmp_path) not in footer
 
 
-def test_judges_of_other_settings_are_replaced(tmp_path, toy_labels, tiny_model_dir, caplog):
+def test_judges_of_other_settings_and_policies_are_not_replaced(tmp_path, toy_labels, tiny_model_dir, caplog):
     judges = tmp_path / "judges"
     train = ("train-judge", toy_labels, "-b", tiny_model_dir, "--head", "probe", "-o", judges)
     tjd(*train)
     assert sorted(path.name for path in judges.iterdir() if path.is_dir()) == ["semantic", "style"]
     assert not caplog.records
-    assert "1 judge -> " in tjd(*train, "--layout", "1-for-3").stderr
-    assert f"{judges}: replaces 2 judges trained with other settings" in caplog.messages
-    assert [path.name for path in judges.iterdir() if path.is_dir()] == ["shared"]
-    caplog.clear()
-    tjd(*train, "--layout", "1-for-3", "--abstain", 0.1)  # another calibration of the same weights
-    assert not [message for message in caplog.messages if "replaces" in message]
+    before = {path: path.read_bytes() for path in judges.rglob("*") if path.is_file()}
+    told = (
+        f"{judges} holds judges that were trained with other settings or rows; give another folder, or remove this one"
+    )
+    for other in (("--layout", "1-for-3"), ("--limit", 200), ("--sweep", "share=0,1")):
+        assert fails(2, *train, *other) == told
+    assert {path: path.read_bytes() for path in judges.rglob("*") if path.is_file()} == before
+    assert "2 judges -> " in tjd(*train, "--abstain", 0.1).stderr  # another calibration of the same weights
+    assert not caplog.records
+    (judges / "manifest.json").write_text('{"stage": "rl"}')  # as a policy's
+    assert fails(2, *train) == f"{judges} holds a manifest.json that is not of judges; give another folder"
+    (judges / "manifest.json").rename(judges / "run.json")
+    assert fails(2, *train) == f"{judges} holds a run of tjd rl; give another folder"
+
+
+def test_settings_that_a_head_does_not_read_are_refused(tmp_path, toy_labels, tiny_model_dir):
+    train = ("train-judge", toy_labels, "-b", tiny_model_dir, "-o", tmp_path / "judges")
+    for head, flag in (("probe", ("--epochs", 5)), ("verdict", ("--layer", 1)), ("encoder", ("--full",))):
+        line = fails(2, *train, "--head", head, *flag)
+        assert line == f"{flag[0]} changes nothing with --head {head}; leave it out"
 
 
 def test_a_category_without_a_specialist_gets_a_null_score(tmp_path, toy_labels, tiny_model_dir):

@@ -14,6 +14,8 @@ from tests.test_cli import DEMO, RECORDED, fails, tjd
 from tjd import tables
 from tjd.splits import split_of
 
+ROOT = Path(__file__).parent.parent
+
 TEACHER = f"zero-shot recorded:{tables.file_digest(DEMO / 'recorded.parquet')[:12]}"
 CATEGORIES = ("style", "semantic", "layout")
 
@@ -262,6 +264,18 @@ def test_hack_probes_are_scored_and_the_gate_holds(gullible, labels, tmp_path):
     assert f" {empty['value']:.3f} of {empty['n']} " in next(
         line for line in shown.stdout.splitlines() if " empty " in line
     )
+
+
+def test_judges_and_rules_work_in_another_trainer_as_the_readme_shows(judges, tmp_path, monkeypatch):
+    (tmp_path / "judges").symlink_to(judges)
+    monkeypatch.chdir(tmp_path)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = readme.partition("<!-- tested by tests/test_trust.py -->\n```python\n")[2].partition("```")[0]
+    names = {"query": "Ask.", "responses": ["Warm, warm", "Cold", ""]}
+    exec(code, names)  # noqa: S102
+    assert len(names["rewards"]) == 3
+    for reward, rule, soft in zip(names["rewards"], names["rules"], names["softs"], strict=True):
+        assert reward == pytest.approx(rule + soft.score)
 
 
 def test_a_hardened_judge_accepts_fewer_probes_and_was_not_shown_them(labels, tiny_model_dir, judges, tmp_path):

@@ -382,6 +382,21 @@ class TrainJudgeConfig:
         return self.learning_rate or default
 
 
+_LORA = ("full", "lora_rank", "lora_layers")
+UNUSED_BY = {
+    "verdict": ("layer", "share"),
+    "probe": (*_LORA, "learning_rate", "epochs", "patience", "batch_size"),
+    "encoder": (*_LORA, "layer", "share"),
+}
+
+
+def require_used(config: TrainJudgeConfig) -> None:
+    """Raise ConfigError for a setting of training that differs from its default though the head does not read it."""
+    for name in UNUSED_BY[config.head]:
+        if getattr(config, name) != getattr(TrainJudgeConfig(), name):
+            raise ConfigError(f"--{name.replace('_', '-')} changes nothing with --head {config.head}; leave it out")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepConfig:
     """Settings of the sweep of `tjd train-judge`, beside those of training."""

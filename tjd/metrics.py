@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 METRICS = ("precision", "recall", "f1", "balanced_accuracy", "auroc", "ece", "coverage")
-SHARES = ("precision", "recall")  # of rows that are right or wrong
+SHARES = ("precision", "recall", "balanced_accuracy", "auroc")  # those that can be 0 or 1 in every resample
 N_RESAMPLES = 1000
 N_BINS = 10  # of the reliability table and the calibration error
 
@@ -87,11 +87,16 @@ def contributing(
     query_ids: Sequence[str],
     decided_N: np.ndarray | None = None,
 ) -> dict[str, int]:
-    """How many queries each metric of `judge_metrics` rests on: precision on accepted rows, recall on followed ones."""
+    """How many queries each metric of `judge_metrics` rests on: precision on accepted rows, recall on followed ones.
+
+    Balanced accuracy and AUROC rest on those of the verdict that has fewer.
+    """
     ids_N = np.asarray(query_ids, dtype=object)
     decided_N = np.ones(len(ids_N), dtype=bool) if decided_N is None else decided_N
     of = {"precision": decided_N & (scores_N >= threshold), "recall": decided_N & followed_N}
-    return {metric: len(set(ids_N[of[metric]] if metric in of else ids_N)) for metric in METRICS}
+    n = {metric: len(set(ids_N[of[metric]] if metric in of else ids_N)) for metric in METRICS}
+    n_fewer = min(len(set(ids_N[decided_N & (followed_N == truth)])) for truth in (True, False))
+    return n | {"balanced_accuracy": n_fewer, "auroc": n_fewer}
 
 
 def judge_estimates(values: Mapping[str, np.ndarray], n_queries: Mapping[str, int]) -> dict[str, Estimate]:

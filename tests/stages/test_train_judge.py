@@ -161,7 +161,7 @@ def test_damaged_judges_are_one_line(tiny_model_dir, tmp_path, head):
     with pytest.raises(DataError, match="lacks the weights of the specialist 'style'"):
         ensemble.load(tmp_path)
     (tmp_path / ensemble.MANIFEST).write_text("{}")
-    with pytest.raises(DataError, match=r"manifest\.json lacks 'base'; train the judges anew"):
+    with pytest.raises(DataError, match=r"manifest\.json lacks 'base', so it is not of judges"):
         ensemble.load(tmp_path)
 
 

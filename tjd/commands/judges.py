@@ -9,8 +9,8 @@ import typer
 
 from tjd.commands.common import Judges, Limit, Out, OutFolder, ShardOption, Taxonomy, Where, rows_of, write
 from tjd.commands.terminal import counted, progress, require_known, say
-from tjd.config import ENGINE_HELP, Engine, SweepConfig, TrainJudgeConfig, as_dict
-from tjd.errors import ConfigError
+from tjd.config import ENGINE_HELP, Engine, SweepConfig, TrainJudgeConfig, as_dict, require_used
+from tjd.errors import ConfigError, DataError
 from tjd.extras import need
 from tjd.flags import flags
 
@@ -49,6 +49,8 @@ def train_judge_command(
     from tjd.stages import train_judge as stage
 
     grid = _grid(sweep.sweep)
+    if "head" not in grid:
+        require_used(config)
     known = categories.load(taxonomy)
     prompt = ensemble.load_prompt(config.prompt)
     table = tables.open_table(labels, "labels", need=stage.NEED, not_null=("query_id", "query", "constraint"))
@@ -56,10 +58,12 @@ def train_judge_command(
     labelled = [row for row in rows if usable(row)]
     digest = tables.text_id(table.digest, *where, str(limit))
 
-    def fingerprint(config: TrainJudgeConfig) -> str:
-        return stage.fingerprint(config, prompt, digest, stage.specialists(labelled, known, config))
+    def fingerprint(config: TrainJudgeConfig, specialist: str | None = None) -> str:
+        return stage.fingerprint(config, prompt, digest, stage.specialists(labelled, known, config), specialist)
 
     points = choice.combinations(config, grid, fingerprint) if grid else []
+    names = stage.specialists(labelled, known, config)
+    stage.require_replaceable(out, None if points else {name: fingerprint(config, name) for name in names})
 
     def provenance(config: TrainJudgeConfig) -> "Row":
         settings = as_dict(config) | {"sweep": list(sweep.sweep), "where": where, "limit": limit}
@@ -136,7 +140,7 @@ def score_command(
     digests = {"judges": tables.file_digest(judges / ensemble.MANIFEST)}
     inputs, schema = {"table": source}, stage.schema(source.schema)
     chosen = (where, limit)
-    write(
+    written = write(
         rows,
         out,
         schema,
@@ -148,6 +152,8 @@ def score_command(
         shard=shard,
         null="score",
     )
+    if written.n_null == written.n_rows:
+        raise DataError(f"no row has a score; see the column 'error'{'' if out == tables.STDIO else f' of {out}'}")
 
 
 def _grid(sweep: Sequence[str]) -> dict[str, list[str]]:

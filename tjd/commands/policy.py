@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+MOSTLY = 0.5  # of a hack probe; who accepts more gets a warning
 GATE_QUERIES = 8  # per category that the hack probes are tried on before training: seconds, not minutes
 
 
@@ -90,6 +91,10 @@ def rl_command(
         judge = ensemble.load(judges, device=config.judge_device, dtype=config.dtype, engine=config.engine)
         score, covered = judge.score, [row for row in rows if judge.covers(row["constraints"] or ())]
         try_hacks(judge, covered, config)
+    if not covered:
+        raise DataError(
+            f"none of {counted(len(rows), 'instruction')} has constraints that {judges} cover; see --category"
+        )
     if len(covered) < len(rows):
         say(f"rl: {len(rows) - len(covered)} of {len(rows)} instructions left out: no judge covers their category")
     with progress() as bars:
@@ -125,7 +130,9 @@ def try_hacks(judge: "Ensemble", rows: "Sequence[Row]", config: RlConfig) -> Non
         if row["metric"] == stage.METRIC and row["category"] != "all" and worst is not None:
             name = worst["metric"].partition("/")[2]
             told = f"accepts {row['value']:.0%} of the hack probes, {worst['value']:.0%} of '{name}'"
-            say(f"rl: the judge of {row['category']} {told}")
+            if worst["value"] > MOSTLY:
+                told += ", and a policy may find that out; see train-judge --harden, and --max-false-accept to refuse"
+            say(f"rl: the judge of {row['category']} {told}", style="yellow" if worst["value"] > MOSTLY else "")
     tried = {row["metric"].partition("/")[2] for row in metrics}
     untried = sorted({probe.name for probe in probes if probe.family == "test"} - tried)
     if untried:  # those that need answers to other queries

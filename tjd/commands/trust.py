@@ -25,7 +25,7 @@ from tjd.commands.common import (
 )
 from tjd.commands.judges import training_bars
 from tjd.commands.terminal import answers_to, interval, print_grid, print_numbers, progress, say
-from tjd.config import ProbeHacksConfig, TrainJudgeConfig, TransferConfig, TransferRlConfig, as_dict
+from tjd.config import ProbeHacksConfig, TrainJudgeConfig, TransferConfig, TransferRlConfig, as_dict, require_used
 from tjd.errors import ConfigError, DataError
 from tjd.extras import need
 from tjd.flags import flags
@@ -228,6 +228,7 @@ def _train_specialists(
     from tjd.splits import SPLITS
     from tjd.stages import train_judge, transfer
 
+    require_used(config)
     if config.layout != "3-for-3":
         raise ConfigError(
             f"tjd transfer trains a specialist per category: --layout must be 3-for-3, not {config.layout}"

@@ -153,7 +153,10 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise DataError(f"{path} is damaged ({exc}); train the judges anew") from exc
     lacking = [name for name in NEED if not isinstance(manifest, dict) or name not in manifest]
     if lacking:
-        raise DataError(f"{path} lacks '{lacking[0]}'; train the judges anew")
+        raise DataError(
+            f"{path} lacks '{lacking[0]}', so it is not of judges, or of an older release; name the folder that tjd "
+            "train-judge wrote"
+        )
     return manifest
 
 

@@ -25,7 +25,7 @@ from scipy.special import expit
 from tjd import __version__, backbone, taxonomy
 from tjd.calibration import calibrate, tempered
 from tjd.config import TrainJudgeConfig, as_dict
-from tjd.errors import DataError
+from tjd.errors import ConfigError, DataError
 from tjd.judge import encoder as classify
 from tjd.judge import ensemble, hacks, probe, swaps
 from tjd.judge.encoder import Classifier, Pairs
@@ -183,6 +183,31 @@ def train_judge(
     }
     ensemble.write_manifest(out, manifest)
     return manifest | {"history": [row for record in records.values() for row in record["history"]]}
+
+
+def require_replaceable(out: Path, current: Mapping[str, str] | None) -> None:
+    """Raise where training would replace what it should not: a policy, or finished judges of other settings.
+
+    Args:
+        out: The ensemble's folder.
+        current: What the judges to train depend on, by name; null for the best of a sweep, which may replace another best.
+
+    Raises:
+        ConfigError: There is something else; the message says what.
+    """
+    if not (out / ensemble.MANIFEST).is_file():
+        if (out / "run.json").is_file():
+            raise ConfigError(f"{out} holds a run of tjd rl; give another folder")
+        return
+    try:
+        manifest = ensemble.read_manifest(out)
+    except DataError as exc:
+        raise ConfigError(f"{out} holds a {ensemble.MANIFEST} that is not of judges; give another folder") from exc
+    fits = manifest.get("sweep") if current is None else manifest.get("fingerprints", {}).items() <= current.items()
+    if not fits:
+        raise ConfigError(
+            f"{out} holds judges that were trained with other settings or rows; give another folder, or remove this one"
+        )
 
 
 def fingerprint(
