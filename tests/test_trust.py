@@ -272,7 +272,7 @@ def test_judges_and_rules_work_in_another_trainer_as_the_readme_shows(judges, tm
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     code = readme.partition("<!-- tested by tests/test_trust.py -->\n```python\n")[2].partition("```")[0]
     names = {"query": "Ask.", "responses": ["Warm, warm", "Cold", ""]}
-    exec(code, names)  # noqa: S102
+    exec(code, names)
     assert len(names["rewards"]) == 3
     for reward, rule, soft in zip(names["rewards"], names["rules"], names["softs"], strict=True):
         assert reward == pytest.approx(rule + soft.score)
