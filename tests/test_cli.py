@@ -667,7 +667,14 @@ def test_a_category_without_a_specialist_gets_a_null_score(tmp_path, toy_labels,
     judges = tmp_path / "judges"
     train = ("train-judge", toy_labels, "-b", tiny_model_dir, "-c", "style", "--epochs", 1, "-o", judges)
     assert tjd(*train).exit_code == 0
-    assert tjd("score", toy_labels, "-j", judges, "-o", tmp_path / "scores.parquet").exit_code == 0
+    table = pq.read_table(toy_labels)
+    table = table.append_column("votes", pa.array([[True, None]] * len(table)))  # cast before, and no business of score
+    pq.write_table(table, tmp_path / "labels.parquet")
+    scored = tjd("score", tmp_path / "labels.parquet", "-j", judges, "-o", tmp_path / "scores.parquet")
+    assert scored.exit_code == 0
+    assert "vote" not in scored.stderr
+    nothing = ("--where", "category=semantic", "-o", tmp_path / "none.parquet")
+    assert fails(3, "score", toy_labels, "-j", judges, *nothing).startswith("no row has a score; see the column 'error'")
     for row in pq.read_table(tmp_path / "scores.parquet").to_pylist():
         assert (row["score"] is None) == (row["category"] == "semantic")
         assert row["error"] == ("no specialist for the category 'semantic'" if row["score"] is None else None)

@@ -78,9 +78,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 class Written:
     """What became of a table that was written: how many rows, how many null, and where."""
 
-    def __init__(self, out: str, null: str | None, *, remote: bool = False) -> None:
+    def __init__(self, out: str, null: str | None, asked: "Sequence[Teacher]" = ()) -> None:
+        from tjd.teacher.remote import Remote
+
         self.out, self.null = out, null
-        self.remote = remote  # whether a server was asked, whose answers are kept
+        self.asked = bool(asked)
+        self.remote = any(isinstance(model, Remote) for model in asked)  # servers, whose answers are kept
         self.n_rows, self.n_null = 0, 0
         self.n_votes, self.n_lost, self.n_short = 1, 0, 0  # asked for a row, unusable, and rows that lack some
         self.cost_usd: float | None = 0.0  # of the rows, whenever they were paid for; null if one is unknown
@@ -99,7 +102,8 @@ class Written:
                 self.n_null += 1
                 reason = str(row.get("error"))[:120]
                 self.reasons[reason] = self.reasons.get(reason, 0) + 1
-            if n_lost := (votes := row.get("votes") or []).count(None):
+            votes = (self.asked and row.get("votes")) or []  # else they were cast before
+            if n_lost := votes.count(None):
                 self.n_lost += n_lost
                 self.n_short += row.get("followed") is not None
                 reason = str(row.get("error")).rpartition(LOST)[2][:120]  # of the votes, not of a tie that they led to
@@ -198,11 +202,10 @@ def write(
         BudgetError: `--max-cost` is reached; nothing is written, and the same command goes on from the cache.
     """
     from tjd import tables
-    from tjd.teacher.remote import Remote
 
     asked = models or ()
     source = provenance(stage, config, inputs, prompts, asked, digests=digests, chosen=chosen)
-    written = Written(out, null, remote=any(isinstance(model, Remote) for model in asked))
+    written = Written(out, null, asked)
     if shard is not None:
         source |= {"shard": {"number": shard.number, "of": shard.of}}  # beside the config: `tjd concat` takes it out
         total = total and total // shard.of
