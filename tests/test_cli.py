@@ -14,8 +14,17 @@ from typer.testing import CliRunner
 from tjd import tables
 from tjd.cli import app
 from tjd.commands.common import Written
-from tjd.config import EvalJudgeConfig, EvaluateConfig, LabelConfig, RlConfig, SampleConfig, TrainJudgeConfig
+from tjd.config import (
+    BackendConfig,
+    EvalJudgeConfig,
+    EvaluateConfig,
+    LabelConfig,
+    RlConfig,
+    SampleConfig,
+    TrainJudgeConfig,
+)
 from tjd.resources import folder
+from tjd.teacher import open_teacher
 
 DEMO = folder("data") / "demo"
 RECORDED = f"recorded:{DEMO / 'recorded.parquet'}"
@@ -449,7 +458,7 @@ def test_votes_that_only_repeat_each_other_are_warned_of(tmp_path):
 
 
 def test_votes_that_fail_are_told_with_their_own_reason_where_the_others_are_tied():
-    written = Written("out.parquet", "followed")
+    written = Written("out.parquet", "followed", [open_teacher(RECORDED, BackendConfig(), None)])
     tied = {"followed": None, "votes": [None, False, True], "error": "votes are tied; 1 of 3 votes unreadable: no JSON"}
     even = {"followed": None, "votes": [False, True], "error": "votes are tied"}
     kept = {"followed": True, "votes": [True, None, True], "error": "cut at max_tokens"}
@@ -674,7 +683,9 @@ def test_a_category_without_a_specialist_gets_a_null_score(tmp_path, toy_labels,
     assert scored.exit_code == 0
     assert "vote" not in scored.stderr
     nothing = ("--where", "category=semantic", "-o", tmp_path / "none.parquet")
-    assert fails(3, "score", toy_labels, "-j", judges, *nothing).startswith("no row has a score; see the column 'error'")
+    assert fails(3, "score", toy_labels, "-j", judges, *nothing).startswith(
+        "no row has a score; see the column 'error'"
+    )
     for row in pq.read_table(tmp_path / "scores.parquet").to_pylist():
         assert (row["score"] is None) == (row["category"] == "semantic")
         assert row["error"] == ("no specialist for the category 'semantic'" if row["score"] is None else None)
