@@ -78,7 +78,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendConfig:
-    """How to reach a model; nothing here changes an answer, so none of it is provenance."""
+    """How to reach a model; nothing here changes what is asked, so none of it is provenance."""
 
     concurrency: int = flag(512, "Most calls in flight; how many there are follows what the provider takes.")
     rpm: int = flag(0, "Most calls within any minute; 0 is no limit.")
