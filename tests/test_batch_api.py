@@ -225,6 +225,20 @@ def test_a_job_that_was_taken_is_not_submitted_again_by_a_retry(server, response
     assert len(server.jobs) == 6
 
 
+def test_what_could_not_be_used_is_asked_anew_in_a_batch_too(server, responses, tmp_path):
+    well = False
+    server.script = lambda body, before: Reply("Yes" if well or number(body) != 4 else "Perhaps")
+    command = label(responses, tmp_path / "labels.parquet", "--max-invalid", "1")
+    assert tjd(*command).exit_code == 0
+    well = True
+    assert tjd(*command).exit_code == 0
+    assert verdicts(tmp_path / "labels.parquet")[4][0] is None
+    n_asked = len(server.lines())
+    assert tjd(*command, "--retry-unusable").exit_code == 0
+    assert [followed for followed, _ in verdicts(tmp_path / "labels.parquet")] == [True] * 9
+    assert len(server.lines()) == n_asked + 1
+
+
 def test_results_are_read_row_by_row(server, responses, tmp_path):
     replies = {
         0: lambda before: Reply("No"),
