@@ -105,10 +105,16 @@ def fit(
     config: TrainJudgeConfig,
     on_step: Step = lambda metrics: None,
 ) -> list[dict[str, Any]]:
-    """Train all weights in place, and keep those of the best epoch: see `tjd.judge.train.fit`."""
+    """Train all weights in place, and keep those of the best epoch: see `tjd.judge.train.fit`.
+
+    The weights stay in float32; where the hardware multiplies bfloat16 natively, products are in that.
+    """
+    device = classifier.model.device.type
+    half = backbone.choose_dtype(config.dtype, device) == torch.bfloat16
 
     def losses(batch: Sequence[Example]) -> tuple[torch.Tensor, Sequence[Example]]:
-        logit_B = classifier.logits([example.encoded for example in batch])
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            logit_B = classifier.logits([example.encoded for example in batch])
         truth_B = logit_B.new_tensor([example.followed for example in batch])
         return torch.nn.functional.binary_cross_entropy_with_logits(logit_B, truth_B, reduction="none"), batch
 
