@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tjd import backbone, prompts
 from tjd.config import TrainJudgeConfig
-from tjd.errors import ConfigError
+from tjd.errors import ConfigError, DataError
 from tjd.judge import ensemble, probe
 from tjd.judge.prompt import VARIABLES, Encoded
 from tjd.judge.score import Specialist, score, score_plain
@@ -148,6 +148,16 @@ def test_a_layer_that_is_not_there_is_an_error(tiny_model_dir):
         probe.read(decoder, [], [1, 0, 3])
     with pytest.raises(ConfigError, match="--layer must be at least 1, not 0"):
         TrainJudgeConfig(layer=(1, 0))
+
+
+def test_weights_of_probes_that_read_something_else_are_an_error(judges, tmp_path):
+    out, _ = judges
+    decoder = ensemble.load(out, dtype="float32").specialists[0].decoder
+    probe.Probe((1,), np.zeros(4 * decoder.config.hidden_size, np.float32), 0.0, 1.0).save(tmp_path / "old")
+    with pytest.raises(
+        DataError, match="old is of another release of tjd or another base; remove the judges and train"
+    ):
+        probe.load(tmp_path / "old", "old", decoder)
 
 
 def test_features_go_where_their_judgement_stands(tiny_model_dir):

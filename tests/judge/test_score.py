@@ -37,9 +37,9 @@ def specialists(model, tokenizer):
             parameter.data += 0.1 * torch.randn_like(parameter)
         others.append(Specialist(f"top {seed}", decoder, 1, layers, decoder.norm, weight_D))
     whole = Specialist("whole", decoder, 0, decoder.layers, decoder.norm, weight_D)
-    pools = ("last", "response_end", "response", "constraint", "instruction")
+    pools = ("last", "response_end", "response", "first_half", "second_half", "constraint", "instruction")
     no_layers, no_norm = torch.nn.ModuleList(), torch.nn.Identity()
-    trunk = Specialist("trunk", decoder, 1, no_layers, no_norm, weight_D.repeat(5), bias=0.5, pools=pools)
+    trunk = Specialist("trunk", decoder, 1, no_layers, no_norm, weight_D.repeat(len(pools)), bias=0.5, pools=pools)
     return [whole, *others, trunk]
 
 

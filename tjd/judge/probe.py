@@ -20,13 +20,13 @@ from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from tjd.errors import ConfigError
+from tjd.errors import ConfigError, DataError
 from tjd.judge import tree
 from tjd.judge.prompt import Encoded
 from tjd.judge.score import TOKENS_PER_BATCH, Specialist
 from tjd.judge.tree import Pool
 
-POOLS: tuple[Pool, ...] = ("last", "constraint", "response", "response_end")
+POOLS: tuple[Pool, ...] = ("last", "constraint", "response", "first_half", "second_half", "response_end")
 STRENGTHS = (3e-4, 1e-3, 3e-3, 1e-2)  # inverse regularisation (C) to choose from, for standardised features
 DEPTHS = (0.34, 0.47, 0.6)  # of the layers to read, as shares of the model's: later states turn to the next token
 WEIGHTS = "probe.safetensors"
@@ -227,8 +227,16 @@ def choose(
 
 
 def load(folder: Path, name: str, decoder: Any) -> Specialist:
-    """A specialist from the weights that `Probe.save` wrote."""
+    """A specialist from the weights that `Probe.save` wrote.
+
+    Raises:
+        DataError: They are of a release whose probes read something else.
+    """
     tensors = load_file(folder / WEIGHTS)
+    if len(tensors["weight"]) != len(tensors["layers"]) * len(POOLS) * decoder.config.hidden_size:
+        raise DataError(
+            f"the probe in {folder} is of another release of tjd or another base; remove the judges and train them anew"
+        )
     device = next(decoder.parameters()).device
     none, as_it_is = torch.nn.ModuleList(), torch.nn.Identity()
     *below, top = tensors["layers"].tolist()

@@ -27,9 +27,12 @@ from tjd.judge.prompt import Encoded
 
 ATTENTION = "tjd_tree"
 PADDING = 4  # places in attention per token of a batch's budget, at most
-RUNS = ("instruction", "response", "constraint")  # the runs of a judgement, in order
+RUNS = ("instruction", "first_half", "second_half", "constraint")  # of a judgement, in order: its response is two
+MEANS = {name: (name,) for name in RUNS} | {
+    "response": ("first_half", "second_half")
+}  # pools, and the runs they go over
 
-Pool = Literal["last", "response_end", "instruction", "response", "constraint"]
+Pool = Literal["last", "response_end", "instruction", "response", "first_half", "second_half", "constraint"]
 
 Ids = tuple[int, ...]
 
@@ -65,7 +68,7 @@ class Tree:
     read_J: torch.Tensor  # where each distinct judgement's verdict is read, in the packed row
     response_end_J: torch.Tensor  # the last token of its response, -1 where that has none
     run_N: torch.Tensor  # which run of text each token belongs to
-    run_J3: torch.Tensor  # the runs of each judgement: instruction, response, constraint
+    run_J4: torch.Tensor  # the runs of each judgement, those of `RUNS`
     n_runs: int
     members: tuple[tuple[int, ...], ...]  # [J] which of the given judgements it is
 
@@ -198,7 +201,7 @@ def pack(groups: Sequence[Group]) -> Tree:
     n_runs = len(groups)
     read: list[int] = []
     ends: list[int] = []
-    runs: list[tuple[int, int, int]] = []
+    runs: list[tuple[int, int, int, int]] = []
     members: list[tuple[int, ...]] = []
     own_R: list[list[int]] = []  # a response's tokens and those of its constraints
     owner_R: list[list[int]] = []  # whose they are: 0 the response's, else the number of the constraint
@@ -209,15 +212,16 @@ def pack(groups: Sequence[Group]) -> Tree:
         owner = [0] * len(response.ids)
         ids += response.ids
         position += range(offset, offset + len(response.ids))
-        of_response, n_runs = n_runs, n_runs + 1
-        run += [of_response] * len(response.ids)
+        n_first = middle(len(response.ids))
+        first, second, n_runs = n_runs, n_runs + 1, n_runs + 2
+        run += [first] * n_first + [second] * (len(response.ids) - n_first)
         for number, (constraint, indices) in enumerate(response.constraints.items(), start=1):
             ids += constraint
             place = offset + len(response.ids)
             position += range(place, place + len(constraint))
             owner += [number] * len(constraint)
             run += [n_runs] * len(constraint)
-            runs.append((parent, of_response, n_runs))
+            runs.append((parent, first, second, n_runs))
             n_runs += 1
             read.append(start + len(owner) - 1)
             ends.append(start + len(response.ids) - 1 if response.ids else -1)
@@ -259,22 +263,29 @@ def pool(whole: Tree, hidden_ND: torch.Tensor, pools: Sequence[Pool]) -> torch.T
     """What is read of each judgement's states, side by side in float32, [J, len(pools) * D].
 
     `last` is the state where the verdict is read, `response_end` that of the response's last token; the others are means over
-    the judgement's instruction, response, or constraint with the prompt's tail. Of a run without tokens, zeros are read.
+    the judgement's instruction, response, first or second half of it, or constraint with the prompt's tail. Where there are
+    no tokens, zeros are read.
     """
     hidden_ND = hidden_ND.float()
     parts = []
-    means_SD = torch.empty(0)
-    if set(pools) & set(RUNS):
+    sums_SD, length_S = torch.empty(0), torch.empty(0)
+    if MEANS.keys() & set(pools):
         sums_SD = hidden_ND.new_zeros(whole.n_runs, hidden_ND.shape[1]).index_add_(0, whole.run_N, hidden_ND)
-        means_SD = sums_SD / whole.run_N.bincount(minlength=whole.n_runs).clamp(min=1)[:, None]
+        length_S = whole.run_N.bincount(minlength=whole.n_runs)
     for name in pools:
         if name == "last":
             parts.append(hidden_ND[whole.read_J])
         elif name == "response_end":
             parts.append(hidden_ND[whole.response_end_J.clamp(min=0)] * (whole.response_end_J >= 0)[:, None])
         else:
-            parts.append(means_SD[whole.run_J3[:, RUNS.index(name)]])
+            over_JR = whole.run_J4[:, [RUNS.index(run) for run in MEANS[name]]]
+            parts.append(sums_SD[over_JR].sum(1) / length_S[over_JR].sum(1, keepdim=True).clamp(min=1))
     return torch.cat(parts, dim=1)
+
+
+def middle(n_tokens: int) -> int:
+    """How many tokens of a response are its first half."""
+    return (n_tokens + 1) // 2
 
 
 def fits(decoder: Any) -> bool:
@@ -316,17 +327,21 @@ def pool_each(
 def _pool_rows(hidden_BTD: torch.Tensor, judgements: Sequence[Encoded], pools: Sequence[Pool]) -> torch.Tensor:
     rows = []
     for hidden_TD, judgement in zip(hidden_BTD, judgements, strict=True):
-        start = {"instruction": 0, "response": len(judgement.instruction)}
-        start["constraint"] = start["response"] + len(judgement.response)
+        start = len(judgement.instruction)
+        half, end = start + middle(len(judgement.response)), start + len(judgement.response)
+        spans = {
+            "instruction": (0, start), "response": (start, end), "first_half": (start, half), "second_half": (half, end),
+            "constraint": (end, len(judgement)),
+        }  # fmt: skip
         parts = []
         for name in pools:
             if name == "last":
                 parts.append(hidden_TD[len(judgement) - 1])
             elif name == "response_end":
-                parts.append(hidden_TD[start["constraint"] - 1] * bool(judgement.response))
+                parts.append(hidden_TD[end - 1] * bool(judgement.response))
             else:
-                n_tokens = len(getattr(judgement, name))
-                parts.append(hidden_TD[start[name] : start[name] + n_tokens].sum(0) / max(1, n_tokens))
+                first, stop = spans[name]
+                parts.append(hidden_TD[first:stop].sum(0) / max(1, stop - first))
         rows.append(torch.cat(parts))
     return torch.stack(rows)
 
