@@ -28,9 +28,7 @@ from tjd.judge.prompt import Encoded
 ATTENTION = "tjd_tree"
 PADDING = 4  # places in attention per token of a batch's budget, at most
 RUNS = ("instruction", "first_half", "second_half", "constraint")  # of a judgement, in order: its response is two
-MEANS = {name: (name,) for name in RUNS} | {
-    "response": ("first_half", "second_half")
-}  # pools, and the runs they go over
+MEANS = {name: (name,) for name in RUNS} | {"response": RUNS[1:3]}  # pools, and the runs that each averages
 
 Pool = Literal["last", "response_end", "instruction", "response", "first_half", "second_half", "constraint"]
 
