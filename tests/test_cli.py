@@ -567,12 +567,12 @@ def test_judges_are_trained_measured_and_used(tmp_path, toy_labels, tiny_model_d
              "--patience", 12, "-o", judges)  # fmt: skip
     told = tjd(*train)
     assert told.exit_code == 0
-    worth = [line for line in told.stderr.splitlines() if "validation row" in line]
+    worth = [line for line in told.stderr.splitlines() if "held-out row" in line]
     assert len(worth) == 4  # style and semantic, each with its warning
     assert re.fullmatch(
-        r"style: \d+ validation rows, balanced accuracy 0\.\d\d \[[01]\.\d\d, [01]\.\d\d\]|.* 1\.00 .*", worth[0]
+        r"style: \d+ held-out rows, balanced accuracy 0\.\d\d \[[01]\.\d\d, [01]\.\d\d\]|.* 1\.00 .*", worth[0]
     )
-    assert worth[1] == "warning: with fewer than 30 validation rows, the threshold of style is a guess"
+    assert worth[1] == "warning: with fewer than 30 held-out rows, the threshold of style is a guess"
     assert f"2 judges -> {judges}" in told.stderr
     weights = {path: path.stat().st_mtime_ns for path in judges.glob("*/*.safetensors")}
     assert len(weights) == 2

@@ -346,7 +346,7 @@ class TrainJudgeConfig:
     )
     abstain: float = flag(
         0.0,
-        "Give no verdict (null) where the judge is least sure: at most this share of the validation rows. In RL a response "
+        "Give no verdict (null) where the judge is least sure: at most this share of the held-out rows. In RL a response "
         "with a null verdict is masked.",
     )
     harden: float = flag(

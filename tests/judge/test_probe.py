@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -69,7 +70,9 @@ def test_probes_are_calibrated_by_the_scores_that_they_give(judges):
         whose = [place] * len(table)
         scores = dict(ensemble.raw_scores(loaded.specialists, [loaded.encoder(row) for row in table], whose))
         known = [row["score"] for row in json.loads((out / judge.name / ensemble.RECORD).read_text())["validation"]]
-        assert [scores[index] for index in range(len(table))] == pytest.approx(known, abs=1e-4)
+        n_train = sum(row["category"] == judge.name for row in rows(300, 0, "train"))
+        assert len(known) == n_train + len(table)  # those of training come first, by probes that had not seen them
+        assert [scores[index] for index in range(len(table))] == pytest.approx(known[n_train:], abs=1e-4)
 
 
 def test_every_layer_and_strength_tried_is_in_the_history(judges):
@@ -116,6 +119,32 @@ def test_a_specialist_of_few_rows_learns_from_the_others():
         return ((probes["few"].logits(features[320:]) > 0) == truth[320:]).mean()
 
     assert right(1.0) > right(0.0) + 0.1
+
+
+@pytest.mark.parametrize("by_query", [True, False])
+def test_what_probes_are_chosen_by_is_of_queries_that_they_have_not_seen(by_query):
+    rng = np.random.default_rng(3)
+    query, answer = rng.normal(0, 1, (100, 40)), rng.normal(0, 0.1, (300, 40))
+    features = torch.tensor(
+        query.repeat(3, 0) + answer, dtype=torch.float32
+    )  # a query's three rows are nearly the same
+    truth = (rng.random(100) < 0.5).repeat(3)  # and nothing tells whether they followed
+    fold = (np.arange(100).repeat(3) if by_query else np.arange(300)) % probe.N_FOLDS
+    real = np.arange(300) < 240
+    train = {"a": probe.Part(np.arange(300), truth, np.ones(300), fold, real)}
+    validation = {"a": probe.Part(np.arange(0), truth[:0], np.ones(0))}
+    _, tried, logits = probe.choose([1], features, train, validation, 1.0)
+    assert len(logits["a"]) == 240
+    assert len(tried) == len(probe.STRENGTHS)
+    assert (roc_auc_score(truth[real], logits["a"]) < 0.65) == by_query
+
+
+def test_without_other_queries_there_is_no_cross_validation():
+    features = torch.tensor(np.random.default_rng(4).normal(0, 1, (6, 3)), dtype=torch.float32)
+    part = probe.Part(np.arange(6), np.arange(6) % 2 == 0, np.ones(6), np.zeros(6, int), np.ones(6, bool))
+    none = probe.Part(np.arange(0), np.zeros(0, bool), np.ones(0))
+    _, _, logits = probe.choose([1], features, {"a": part}, {"a": none}, 1.0)
+    assert logits["a"].tolist() == [0] * 6
 
 
 def test_probes_of_several_layers_are_read_alike_with_and_without_trees():

@@ -119,7 +119,7 @@ def test_without_both_verdicts_in_validation_nothing_can_be_chosen(labels, tiny_
     rows = [row | {"split": "train"} for row in pq.read_table(labels).to_pylist()]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "labels.parquet")
     train = ("train-judge", tmp_path / "labels.parquet", "-b", tiny_model_dir, "--head", "probe")
-    line = fails(3, *train, "--sweep", "harden=0,0.5", "-o", tmp_path / "judges")
+    line = fails(3, *train, "--balance", "rows", "--sweep", "harden=0,0.5", "-o", tmp_path / "judges")
     assert line == "no category has both verdicts in validation, so --sweep cannot choose; label more"
 
 

@@ -73,6 +73,16 @@ def test_a_specialist_without_others_has_the_base_itself(tiny_model_dir, tmp_pat
     assert [scores[index] for index in range(len(table))] == pytest.approx([row["score"] for row in known], abs=1e-5)
 
 
+def test_probes_are_calibrated_on_real_rows_of_training_too_unless_rows_were_left_out(tiny_model_dir, tmp_path):
+    n_train, n_validation = ({c: sum(r["category"] == c and r["split"] == s for r in rows()) for c in CATEGORIES}
+                             for s in ("train", "validation"))  # fmt: skip
+    told = {}
+    for name, settings_ in {"harden": {"harden": 0.5}, "rows": {"balance": "rows"}}.items():
+        manifest, _ = train(settings(tiny_model_dir, **settings_), tmp_path / name)
+        told[name] = {c: manifest["categories"][c]["n_validation"] for c in CATEGORIES}
+    assert told == {"harden": {c: n_train[c] + n_validation[c] for c in CATEGORIES}, "rows": n_validation}
+
+
 def test_a_base_folder_with_other_weights_or_another_template_is_another(tiny_model_dir, tmp_path):
     from tests.conftest import build_model
 
@@ -119,7 +129,7 @@ def test_a_layer_that_is_not_there_costs_no_judges(tiny_model_dir, tmp_path):
 
 def test_the_threshold_that_is_told_is_the_one_that_is_stored(tiny_model_dir, tmp_path, caplog):
     table = [row for row in rows() if row["split"] == "train" or row["followed"]]
-    manifest, _ = train(settings(tiny_model_dir, target_precision=0.5), tmp_path, table)
+    manifest, _ = train(settings(tiny_model_dir, target_precision=0.5, balance="rows"), tmp_path, table)
     told = [record.getMessage() for record in caplog.records if "one class only" in record.getMessage()]
     thresholds = [seat["threshold"] for seat in manifest["categories"].values()]
     assert [line.rpartition(" ")[2] for line in told] == [f"{threshold:.3g}" for threshold in thresholds]
@@ -188,7 +198,8 @@ def test_rows_are_evened_out_in_training_alone(tiny_model_dir, tmp_path):
     )
     assert even["data"]["n"]["train"] == 4 < plain["data"]["n"]["train"]
     assert even["data"]["n"]["validation"] == plain["data"]["n"]["validation"] == 42
-    assert even["categories"]["style"]["prevalence"] == plain["categories"]["style"]["prevalence"]
+    validation = [row["followed"] for row in table if row["split"] == "validation"]
+    assert even["categories"]["style"]["prevalence"] == sum(validation) / len(validation)
 
 
 def test_a_query_on_two_sides_is_named(tiny_model_dir, tmp_path):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-FEW = 30  # validation rows of a category, below which a threshold rests on chance
+FEW = 30  # held-out rows of a category, below which a threshold rests on chance
 
 
 @app.command("train-judge", rich_help_panel="Judges")
@@ -101,14 +101,14 @@ def _tell_worth(manifest: Mapping[str, Any]) -> None:
     """A line per category that is judged, and a warning where there was too little to choose its threshold by."""
     for category, seat in manifest["categories"].items():
         n, found = seat["n_validation"], seat["validation"].get("balanced_accuracy")
-        told = f"{category}: {counted(n, 'validation row')}"
+        told = f"{category}: {counted(n, 'held-out row')}"
         if found is not None:
             value, low, high = ("-" if number is None else f"{number:.2f}" for number in found)
             told += f", balanced accuracy {value} [{low}, {high}]"
         say(told)
         if n < FEW:
             say(
-                f"warning: with fewer than {FEW} validation rows, the threshold of {category} is a guess",
+                f"warning: with fewer than {FEW} held-out rows, the threshold of {category} is a guess",
                 style="yellow",
             )
 

@@ -30,6 +30,7 @@ POOLS: tuple[Pool, ...] = ("last", "constraint", "response", "first_half", "seco
 STRENGTHS = (3e-4, 1e-3, 3e-3, 1e-2)  # inverse regularisation (C) to choose from, for standardised features
 DEPTHS = (0.34, 0.47, 0.6)  # of the layers to read, as shares of the model's: later states turn to the next token
 WEIGHTS = "probe.safetensors"
+N_FOLDS = 5  # of the cross-validation over training queries
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,14 @@ class Part:
     index_N: np.ndarray  # rows of the features
     followed_N: np.ndarray
     weight_N: np.ndarray
+    fold_N: np.ndarray | None = None  # which of the `N_FOLDS` holds it out; null: there is no cross-validation
+    real_N: np.ndarray | None = (
+        None  # false for negatives made for training, on which nothing is chosen; null: all are real
+    )
+
+    def take(self, chosen_N: np.ndarray) -> "Part":
+        """Some of them, by a mask."""
+        return Part(self.index_N[chosen_N], self.followed_N[chosen_N], self.weight_N[chosen_N])
 
     def of(self, features_NF: torch.Tensor) -> np.ndarray:
         """Their features, in float32."""
@@ -195,35 +204,72 @@ def choose(
     train: Mapping[str, Part],
     validation: Mapping[str, Part],
     share: float,
-) -> tuple[dict[str, Probe], list[dict[str, Any]]]:
-    """Fit the probes for every strength, and keep those that do best.
+) -> tuple[dict[str, Probe], list[dict[str, Any]], dict[str, np.ndarray]]:
+    """Fit the probes for every strength, and keep those that do best on rows that they were not fitted on.
 
-    The strength is chosen for all specialists together, by the mean of their AUROCs on validation: of a few dozen rows each,
-    one specialist's AUROC alone would choose by chance. Where no specialist has both verdicts in validation, the second
+    Those are the rows of validation and, where folds are given, the real ones of training, each judged by probes that were
+    fitted on the other folds. The strength is chosen for all specialists together, by the mean of their AUROCs: of a few
+    dozen rows each, one specialist's AUROC alone would choose by chance. Where no specialist has both verdicts, the second
     strength is taken.
 
     Args:
         layers: Where the features come from.
         features_NF: Of all examples.
         train: Rows to fit per specialist.
-        validation: Rows to choose by per specialist.
+        validation: Further rows to choose by per specialist.
         share: See `fit`.
 
     Returns:
-        The probes by specialist, and a row per strength with its mean AUROC.
+        The probes by specialist; a row per strength with its mean AUROC; and by specialist the log-odds of the rows that they
+        were not fitted on: the real ones of training in their order (if there are folds), then those of validation.
     """
-    tested = {name: part.of(features_NF) for name, part in validation.items() if len(np.unique(part.followed_N)) == 2}
+    strengths = STRENGTHS
+    held_out = _out_of_fold(layers, features_NF, train, strengths, share)
+    truth = {
+        name: np.concatenate([train[name].followed_N[_judged(train[name])], validation[name].followed_N])
+        for name in train
+    }
+    tested = [name for name, truth_N in truth.items() if len(np.unique(truth_N)) == 2]
+    if not tested:
+        strengths, held_out = strengths[1:2], {name: logits_SN[1:2] for name, logits_SN in held_out.items()}
+    fitted = fit(layers, features_NF, train, strengths, share)
+    for name, part in validation.items():
+        logits_SN = np.stack([probes[name].logits(part.of(features_NF)) for probes in fitted])
+        held_out[name] = np.concatenate([held_out[name], logits_SN], axis=1)
     tried: list[dict[str, Any]] = []
-    fitted = fit(layers, features_NF, train, STRENGTHS if tested else STRENGTHS[1:2], share)
-    for probes in fitted:
-        areas = [
-            float(roc_auc_score(validation[name].followed_N, probes[name].logits(part_NF)))
-            for name, part_NF in tested.items()
-        ]
-        strength = next(iter(probes.values())).strength
+    for place, strength in enumerate(strengths):
+        areas = [float(roc_auc_score(truth[name], held_out[name][place])) for name in tested]
         tried.append({"layers": list(layers), "strength": strength, "auroc": float(np.mean(areas)) if areas else None})
     best = max(range(len(tried)), key=lambda place: tried[place]["auroc"] or 0.0)
-    return fitted[best], tried
+    return fitted[best], tried, {name: logits_SN[best] for name, logits_SN in held_out.items()}
+
+
+def _out_of_fold(
+    layers: Sequence[int],
+    features_NF: torch.Tensor,
+    train: Mapping[str, Part],
+    strengths: Sequence[float],
+    share: float,
+) -> dict[str, np.ndarray]:
+    """Per specialist and strength the log-odds of its real training rows, [S, N], by probes of the other folds."""
+    logits = {name: np.zeros((len(strengths), len(part.index_N))) for name, part in train.items()}
+    folds = {name: part.fold_N for name, part in train.items() if part.fold_N is not None}
+    for fold in range(N_FOLDS):
+        others = {name: train[name].take(fold_N != fold) for name, fold_N in folds.items()}
+        if not any(len(part.index_N) for part in others.values()):
+            continue  # all are of one query
+        fitted = fit(layers, features_NF, others, strengths, share)
+        for name, fold_N in folds.items():
+            features = train[name].take(fold_N == fold).of(features_NF)
+            logits[name][:, fold_N == fold] = [probes[name].logits(features) for probes in fitted]
+    return {name: logits_SN[:, _judged(train[name])] for name, logits_SN in logits.items()}
+
+
+def _judged(part: Part) -> np.ndarray:
+    """Which training rows get an honest score: the real ones, if there are folds."""
+    if part.fold_N is None:
+        return np.zeros(len(part.index_N), dtype=bool)
+    return np.ones(len(part.index_N), dtype=bool) if part.real_N is None else part.real_N
 
 
 def load(folder: Path, name: str, decoder: Any) -> Specialist:

@@ -45,6 +45,7 @@ class Example:
     followed: bool
     category: str
     query_id: str = ""  # the unit of intervals
+    real: bool = True  # not a negative that was made for training
 
 
 Losses = Callable[[Sequence[Example]], tuple[torch.Tensor, Sequence[Example]]]

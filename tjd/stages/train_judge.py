@@ -10,7 +10,7 @@ import json
 import logging
 import random
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from functools import partial
@@ -67,7 +67,10 @@ class Trained(NamedTuple):
 
     specialist: Specialist | Classifier
     history: list[Row]
-    scores_N: Sequence[float]  # P(followed) of its validation rows, not yet calibrated
+    unseen: Sequence[
+        Example
+    ]  # what its calibration is chosen on: of validation, for probes of cross-validation as well
+    scores_N: Sequence[float]  # P(followed) of these, not yet calibrated
 
 
 class Parts(NamedTuple):
@@ -119,6 +122,7 @@ def train_judge(
         by_split["train"] = balanced(by_split["train"], config.seed)
     probes = hacks.negatives(by_split["train"], hacks.load(), config.harden, seed=config.seed)
     swapped = swaps.negatives(by_split["train"], config.swap, seed=config.seed)
+    made = {id(row) for row in probes + swapped}
     by_split["train"] += probes + swapped  # after balancing: what was evened out are real responses
     classify.require_base(config.base, config.head)
     if config.head == "probe":
@@ -133,17 +137,17 @@ def train_judge(
         todo = plan if config.head == "probe" else todo
     _clear(out, plan, todo)
     parts = {
-        name: Parts(*(_examples(encoder, by_split[key], members) for key in ("train", "validation")))
+        name: Parts(*(_examples(encoder, by_split[key], members, made) for key in ("train", "validation")))
         for name, members in todo.items()
     }
     train = {"verdict": _train_verdicts, "probe": _train_probes, "encoder": _train_encoders}[config.head]
-    for specialist, history, scores_N in train(parts, encoder, config, out, on_step) if todo else ():
+    for specialist, history, unseen, scores_N in train(parts, encoder, config, out, on_step) if todo else ():
         record = {
             "fingerprint": current[specialist.name],
             "first_layer": specialist.first_layer,
             "below": getattr(specialist, "below", ()),
             "history": history,
-            "validation": _validation(parts[specialist.name].validation, scores_N),
+            "validation": _unseen(unseen, scores_N),
         }
         (out / specialist.name / ensemble.RECORD).write_text(json.dumps(record, indent=1))
     records = {name: json.loads((out / name / ensemble.RECORD).read_text()) for name in plan}
@@ -283,14 +287,12 @@ def card(manifest: Mapping[str, Any]) -> str:
         f"{data['n_rules']} rules were left out; "
         f"{data['n_probes']} of the training rows are hack probes and {data['n_swapped']} have the constraint of another "
         "query, all not followed",
-        "- thresholds and the kept epoch were chosen on validation, so the figures below flatter the judges: measure them "
-        "on the test split with `tjd eval-judge`",
+        f"- {_chosen_on(manifest)}, so the figures below flatter the judges: measure them on the test split with "
+        "`tjd eval-judge`",
         *_chosen(manifest),
         *_promises(manifest),
         "",
-        "| category | specialist | temperature | threshold | n (validation) | prevalence | "
-        + " | ".join(METRICS)
-        + " |",
+        "| category | specialist | temperature | threshold | n (held out) | prevalence | " + " | ".join(METRICS) + " |",
         "|" + " --- |" * (6 + len(METRICS)),
     ]
     for category, seat in manifest["categories"].items():
@@ -301,6 +303,14 @@ def card(manifest: Mapping[str, Any]) -> str:
             f"{seat['n_validation']} | {prevalence} | " + " | ".join(shown) + " |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _chosen_on(manifest: Mapping[str, Any]) -> str:
+    if manifest["head"] != "probe":
+        return "thresholds and the kept epoch were chosen on validation"
+    if manifest["config"]["balance"] == "rows":
+        return "thresholds and the strength were chosen on validation"
+    return "thresholds and the strength were chosen on validation and, by cross-validation, on the training rows"
 
 
 def _asked(manifest: Mapping[str, Any]) -> list[str]:
@@ -367,7 +377,8 @@ def _train_verdicts(
             with _new_folder(out / name) as folder:
                 model.save_pretrained(folder)
             judge = merged(model, name, first_layer, verdicts)
-            yield Trained(judge, [{"specialist": name, **row} for row in history], _scores(judge, part.validation))
+            history = [{"specialist": name, **row} for row in history]
+            yield Trained(judge, history, part.validation, _scores(judge, part.validation))
 
 
 def _train_encoders(
@@ -381,13 +392,17 @@ def _train_encoders(
         with _new_folder(out / name) as folder:
             classifier.model.save_pretrained(folder)
         history = [{"specialist": name, **row} for row in history]
-        yield Trained(classifier, history, _scores(classifier, part.validation))
+        yield Trained(classifier, history, part.validation, _scores(classifier, part.validation))
 
 
 def _train_probes(
     parts: Mapping[str, Parts], encoder: Any, config: TrainJudgeConfig, out: Path, on_step: OnStep
 ) -> Iterator[Trained]:
-    """Read the states of all parts in one pass, fit a probe per part, and save it."""
+    """Read the states of all parts in one pass, fit a probe per part, and save it.
+
+    Fitting is cheap, so the calibration gets scores of cross-validation for the training rows as well: validation alone may
+    have few. Not where rows were left out to even out the verdicts: their prevalence is none to choose a precision by.
+    """
     base: Any = backbone.load_model(config.base, dtype=config.dtype)
     decoder = base.get_decoder()
     examples = [example for part in parts.values() for example in (*part.train, *part.validation)]
@@ -397,7 +412,7 @@ def _train_probes(
         on_step("reading states", {"step": done, "n_steps": len(examples)})
 
     features_NF = probe.read(decoder, [example.encoded for example in examples], layers, read)
-    place = 0
+    place, folds = 0, config.balance != "rows"
     train: dict[str, probe.Part] = {}
     validation: dict[str, probe.Part] = {}
     for name, part in parts.items():
@@ -407,15 +422,20 @@ def _train_probes(
                 np.arange(place, place + len(rows)),
                 np.array([example.followed for example in rows], dtype=bool),
                 np.array([weights[example.category, example.followed] for example in rows], dtype=float),
+                np.array([int(text_id("fold", example.query_id), 16) % probe.N_FOLDS for example in rows])
+                if folds
+                else None,
+                np.array([example.real for example in rows], dtype=bool),
             )
             place += len(rows)
-    probes, tried = probe.choose(layers, features_NF, train, validation, config.share)
+    probes, tried, logits = probe.choose(layers, features_NF, train, validation, config.share)
     for name, found in probes.items():
         with _new_folder(out / name) as folder:
             found.save(folder)
-        scores_N = expit(found.logits(validation[name].of(features_NF)))
         history = [{"specialist": name, **row} for row in tried]
-        yield Trained(probe.load(out / name, name, decoder), history, scores_N.tolist())
+        real = [example for example in parts[name].train if example.real] if folds else []
+        unseen = [*real, *parts[name].validation]
+        yield Trained(probe.load(out / name, name, decoder), history, unseen, expit(logits[name]).tolist())
 
 
 def _seed(config: TrainJudgeConfig, specialist: str) -> None:
@@ -450,8 +470,8 @@ def _scores(specialist: Specialist | Classifier, examples: Sequence[Example]) ->
     return [scores[index] for index in range(len(examples))]
 
 
-def _validation(examples: Sequence[Example], scores_N: Sequence[float]) -> list[Row]:
-    """The raw scores of the validation rows, kept so that another calibration needs no other training."""
+def _unseen(examples: Sequence[Example], scores_N: Sequence[float]) -> list[Row]:
+    """The raw scores of rows that were not trained on, kept so that another calibration needs no other training."""
     return [
         {
             "category": example.category,
@@ -463,14 +483,14 @@ def _validation(examples: Sequence[Example], scores_N: Sequence[float]) -> list[
     ]
 
 
-def _seat(specialist: str, category: str, validation: Sequence[Row], config: TrainJudgeConfig) -> dict[str, Any]:
+def _seat(specialist: str, category: str, unseen: Sequence[Row], config: TrainJudgeConfig) -> dict[str, Any]:
     """What the manifest says of a category: its calibration, and how it does on the rows it was chosen on."""
-    rows = [row for row in validation if row["category"] == category]
+    rows = [row for row in unseen if row["category"] == category]
     truth_N = np.array([row["followed"] for row in rows], dtype=bool)
     raw_N = np.array([row["score"] for row in rows], dtype=float)
     chosen = calibrate(truth_N, raw_N, target_precision=config.target_precision, abstain=config.abstain)
     if config.target_precision and chosen.target_recall is None:
-        told = "no threshold for '%s' surely reaches a precision of %g on %d validation rows; it gets the balanced one"
+        told = "no threshold for '%s' surely reaches a precision of %g on %d held-out rows; it gets the balanced one"
         log.warning(told, category, config.target_precision, len(truth_N))
     measured: dict[str, Any] = {}
     raw_error = None
@@ -485,7 +505,7 @@ def _seat(specialist: str, category: str, validation: Sequence[Row], config: Tra
         measured = {metric: _plain(found) for metric, found in judge_estimates(values, n_queries).items()}
         raw_error = float(judge_metrics(truth_N, raw_N, chosen.threshold, weights_RN[:1])["ece"][0])
     else:
-        log.warning("validation has one class only for '%s': its threshold is %.3g", category, chosen.threshold)
+        log.warning("the held-out rows have one class only for '%s': its threshold is %.3g", category, chosen.threshold)
     return {
         "specialist": specialist,
         "temperature": chosen.temperature,
@@ -499,9 +519,11 @@ def _seat(specialist: str, category: str, validation: Sequence[Row], config: Tra
     }
 
 
-def _examples(encoder: Encoder | Pairs, rows: Sequence[Row], members: Sequence[str]) -> list[Example]:
+def _examples(
+    encoder: Encoder | Pairs, rows: Sequence[Row], members: Sequence[str], made: Collection[int]
+) -> list[Example]:
     return [
-        Example(encoder(row), row["followed"], row["category"], row["query_id"])
+        Example(encoder(row), row["followed"], row["category"], row["query_id"], id(row) not in made)
         for row in rows
         if row["category"] in members
     ]
