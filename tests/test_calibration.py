@@ -106,6 +106,17 @@ def test_little_data_is_not_certainty():
     for n_right, reached in ((9, False), (10, True)):
         followed = np.array([True] * n_right + [False] * 20)
         assert (threshold_at_precision(followed, followed * 0.9, 0.85) is not None) is reached
+
+
+def test_one_mistake_among_the_surest_does_not_end_the_search_for_a_threshold():
+    for n, mistakes, reached in ((100, [2], True), (100, [2, 5], False), (60, [2], False)):
+        followed = np.arange(n) < 30
+        followed[mistakes] = False
+        found = threshold_at_precision(followed, np.linspace(1, 0, n), 0.85)
+        assert (found is not None) is reached
+
+
+def test_without_a_followed_row_there_is_no_threshold():
     assert threshold_at_precision(np.array([False] * 9), np.linspace(0, 1, 9), 0.1) is None
 
 
