@@ -340,7 +340,7 @@ class TrainJudgeConfig:
     max_response_tokens: int = flag(1024, "Longer responses lose their end.")
     target_precision: float = flag(
         0.0,
-        "Put each threshold where validation shows a precision of at least this (0.85, say; missed in at most 20 of 100 "
+        "Put each threshold where held-out rows show a precision of at least this (0.85, say; missed in at most 20 of 100 "
         "cases): fewer responses are rewarded, more of them rightly; the card says what recall is left. 0, and a target not "
         "reached, take the greatest balanced accuracy.",
     )
