@@ -45,7 +45,7 @@ if [ -n "${TEACHER:-}" ]; then
 fi
 
 say "4. One tiny judge per category learns those verdicts: a probe of the model's hidden states, with hack probes as negatives."
-run train-judge "$out/labels.parquet" --base embedded --head probe --harden 0.15 --where 'split!=test' -o "$out/judges"
+run train-judge "$out/labels.parquet" --base embedded --head probe --harden 0.3 --where 'split!=test' -o "$out/judges"
 compared=(-j "$out/judges")
 if [ -n "${FULL:-}" ]; then
   say "   The paper's way, fine-tuning the model to say Yes or No, to compare:"
