@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,10 +13,11 @@ from tests.test_cli import DEMO, fails
 from tjd import prompts
 from tjd.config import TrainJudgeConfig
 from tjd.errors import ConfigError, DataError
-from tjd.judge import ensemble
-from tjd.judge.prompt import VARIABLES
+from tjd.judge import ensemble, probe
+from tjd.judge.prompt import VARIABLES, Encoded
+from tjd.judge.train import Example
 from tjd.stages import sweep
-from tjd.stages.train_judge import card, train_judge
+from tjd.stages.train_judge import _part, card, train_judge
 from tjd.taxonomy import load as load_taxonomy
 
 PROMPT = prompts.load("judge.v1", VARIABLES)
@@ -81,6 +83,33 @@ def test_probes_are_calibrated_on_real_rows_of_training_too_unless_rows_were_lef
         manifest, _ = train(settings(tiny_model_dir, **settings_), tmp_path / name)
         told[name] = {c: manifest["categories"][c]["n_validation"] for c in CATEGORIES}
     assert told == {"harden": {c: n_train[c] + n_validation[c] for c in CATEGORIES}, "rows": n_validation}
+
+
+def test_rows_are_judged_only_by_fits_that_know_nothing_of_their_query_and_both_verdicts():
+    def example(query_id, followed, real=True, donor=None):
+        return Example(Encoded((1,), (2,), (3,)), followed, "style", query_id, real, donor)
+
+    rows_ = [example(f"q{i}", i % 2 == 0) for i in range(40)] + [example("q0", False, False, "q7")]
+    part = _part(rows_, 5, folds=True)
+    assert part.index_N.tolist() == list(range(5, 46))
+    assert part.judged_N.tolist() == [True] * 40 + [False]
+    assert ((part.weight_KN[:, :40] == 0).sum(0) == 1).all()
+    held_out = [set(np.flatnonzero(part.weight_KN[:, index] == 0)) for index in (0, 7, 40)]
+    assert held_out[2] == held_out[0] | held_out[1]
+    for weight_N in part.weight_KN:  # either verdict weighs the same in every fit
+        assert weight_N[part.followed_N].sum() == pytest.approx(weight_N[~part.followed_N].sum())
+    one_negative = _part([example("q0", False), *(example(f"q{i}", True) for i in range(1, 40))], 0, folds=True)
+    fold = one_negative.weight_KN[:, 0] == 0
+    assert (one_negative.judged_N == (one_negative.weight_KN[fold][0] > 0)).all()  # none of the negative's own fold
+    assert not _part(rows_, 0, folds=False).judged_N.any()
+
+
+def test_probes_that_read_something_else_are_not_kept(tiny_model_dir, tmp_path, monkeypatch):
+    config = settings(tiny_model_dir)
+    train(config, tmp_path)
+    assert train(config, tmp_path)[1] == set()
+    monkeypatch.setattr(probe, "POOLS", probe.POOLS[:-1])
+    assert train(config, tmp_path)[1] == set(CATEGORIES)
 
 
 def test_a_base_folder_with_other_weights_or_another_template_is_another(tiny_model_dir, tmp_path):

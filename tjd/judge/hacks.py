@@ -138,22 +138,23 @@ class Donors:
         for row in followed:
             self.by_category.setdefault(row["category"], []).append(row)
 
-    def other(self, row: Row, rng: random.Random) -> str | None:
+    def other(self, row: Row, rng: random.Random) -> Row | None:
         """A response to another query, of another category if there is one: it is less likely to follow by chance."""
         elsewhere = [name for name in self.by_category if name != row["category"]]
         for category in [*rng.sample(elsewhere, len(elsewhere)), row["category"]]:
             found = [each for each in self.by_category.get(category, ()) if each["query_id"] != row["query_id"]]
             if found:
-                return rng.choice(found)["response"]
+                return rng.choice(found)
         return None
 
 
 def _filled(row: Row, probe: Probe, donors: Donors, rng: random.Random) -> Row | None:
+    other = donors.other(row, rng) if "$other" in probe.text else None
     values: Mapping[str, str | None] = {
         "constraint": row["constraint"],
         "instruction": row.get("instruction") or row["query"],
         "keywords": _keywords(row["constraint"]),
-        "other": donors.other(row, rng) if "$other" in probe.text else None,
+        "other": other["response"] if other else None,
     }
     if "$other" in probe.text and values["other"] is None:
         return None
@@ -166,6 +167,7 @@ def _filled(row: Row, probe: Probe, donors: Donors, rng: random.Random) -> Row |
         "followed": False,
         "probe": probe.name,
         "text": probe.text,
+        "donor_query_id": other["query_id"] if other else None,
     }
 
 

@@ -40,14 +40,16 @@ class Part:
     index_N: np.ndarray  # rows of the features
     followed_N: np.ndarray
     weight_N: np.ndarray
-    fold_N: np.ndarray | None = None  # which of the `N_FOLDS` holds it out; null: there is no cross-validation
-    real_N: np.ndarray | None = (
-        None  # false for negatives made for training, on which nothing is chosen; null: all are real
+    weight_KN: np.ndarray | None = (
+        None  # those of each fold's fit, 0 for rows that it leaves out; null: no cross-validation
     )
+    judged_N: np.ndarray | None = None  # which rows are judged by the one fit that leaves them out; null: none
 
-    def take(self, chosen_N: np.ndarray) -> "Part":
-        """Some of them, by a mask."""
-        return Part(self.index_N[chosen_N], self.followed_N[chosen_N], self.weight_N[chosen_N])
+    def but(self, fold: int) -> "Part":
+        """What a fold is fitted on."""
+        assert self.weight_KN is not None
+        kept_N = self.weight_KN[fold] > 0
+        return Part(self.index_N[kept_N], self.followed_N[kept_N], self.weight_KN[fold][kept_N])
 
     def of(self, features_NF: torch.Tensor) -> np.ndarray:
         """Their features, in float32."""
@@ -207,10 +209,9 @@ def choose(
 ) -> tuple[dict[str, Probe], list[dict[str, Any]], dict[str, np.ndarray]]:
     """Fit the probes for every strength, and keep those that do best on rows that they were not fitted on.
 
-    Those are the rows of validation and, where folds are given, the real ones of training, each judged by probes that were
-    fitted on the other folds. The strength is chosen for all specialists together, by the mean of their AUROCs: of a few
-    dozen rows each, one specialist's AUROC alone would choose by chance. Where no specialist has both verdicts, the second
-    strength is taken.
+    Those are the rows of validation and, with cross-validation, those of training that are judged by a fit without them. The
+    strength is chosen for all specialists together, by the mean of their AUROCs: of a few dozen rows each, one specialist's
+    AUROC alone would choose by chance. Where no specialist has both verdicts, the second strength is taken.
 
     Args:
         layers: Where the features come from.
@@ -221,12 +222,12 @@ def choose(
 
     Returns:
         The probes by specialist; a row per strength with its mean AUROC; and by specialist the log-odds of the rows that they
-        were not fitted on: the real ones of training in their order (if there are folds), then those of validation.
+        were not fitted on: those of training that are judged, in their order, then those of validation.
     """
     strengths = STRENGTHS
     held_out = _out_of_fold(layers, features_NF, train, strengths, share)
     truth = {
-        name: np.concatenate([train[name].followed_N[_judged(train[name])], validation[name].followed_N])
+        name: np.concatenate([train[name].followed_N[judged(train[name])], validation[name].followed_N])
         for name in train
     }
     tested = [name for name, truth_N in truth.items() if len(np.unique(truth_N)) == 2]
@@ -251,25 +252,25 @@ def _out_of_fold(
     strengths: Sequence[float],
     share: float,
 ) -> dict[str, np.ndarray]:
-    """Per specialist and strength the log-odds of its real training rows, [S, N], by probes of the other folds."""
+    """Per specialist and strength the log-odds of the training rows that are judged, [S, N], by the fits without them."""
     logits = {name: np.zeros((len(strengths), len(part.index_N))) for name, part in train.items()}
-    folds = {name: part.fold_N for name, part in train.items() if part.fold_N is not None}
-    for fold in range(N_FOLDS):
-        others = {name: train[name].take(fold_N != fold) for name, fold_N in folds.items()}
+    chosen = {name: judged(part) for name, part in train.items()}
+    for fold in range(N_FOLDS) if any(chosen_N.any() for chosen_N in chosen.values()) else ():
+        others = {name: part.but(fold) for name, part in train.items()}
         if not any(len(part.index_N) for part in others.values()):
-            continue  # all are of one query
+            continue
         fitted = fit(layers, features_NF, others, strengths, share)
-        for name, fold_N in folds.items():
-            features = train[name].take(fold_N == fold).of(features_NF)
-            logits[name][:, fold_N == fold] = [probes[name].logits(features) for probes in fitted]
-    return {name: logits_SN[:, _judged(train[name])] for name, logits_SN in logits.items()}
+        for name, part in train.items():
+            assert part.weight_KN is not None
+            mine_N = chosen[name] & (part.weight_KN[fold] == 0)
+            features = features_NF[torch.from_numpy(part.index_N[mine_N])].float().numpy()
+            logits[name][:, mine_N] = [probes[name].logits(features) for probes in fitted]
+    return {name: logits_SN[:, chosen[name]] for name, logits_SN in logits.items()}
 
 
-def _judged(part: Part) -> np.ndarray:
-    """Which training rows get an honest score: the real ones, if there are folds."""
-    if part.fold_N is None:
-        return np.zeros(len(part.index_N), dtype=bool)
-    return np.ones(len(part.index_N), dtype=bool) if part.real_N is None else part.real_N
+def judged(part: Part) -> np.ndarray:
+    """Which rows of a part are judged by a fit without them."""
+    return np.zeros(len(part.index_N), dtype=bool) if part.judged_N is None else part.judged_N
 
 
 def load(folder: Path, name: str, decoder: Any) -> Specialist:

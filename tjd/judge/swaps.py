@@ -44,4 +44,5 @@ def negatives(rows: Sequence[Row], share: float, *, seed: int = 0) -> list[Row]:
 
 def _swapped(row: Row, donor: Row) -> Row:
     constraint_id = donor.get("constraint_id") or text_id(donor["constraint"])
-    return row | {"constraint_id": constraint_id, "constraint": donor["constraint"], "followed": False}
+    swapped = {"constraint_id": constraint_id, "constraint": donor["constraint"], "followed": False}
+    return row | swapped | {"donor_query_id": donor["query_id"]}

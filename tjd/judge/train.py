@@ -46,6 +46,7 @@ class Example:
     category: str
     query_id: str = ""  # the unit of intervals
     real: bool = True  # not a negative that was made for training
+    donor_query_id: str | None = None  # of such a one, the query that its response or constraint is from
 
 
 Losses = Callable[[Sequence[Example]], tuple[torch.Tensor, Sequence[Example]]]

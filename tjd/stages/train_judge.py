@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -221,7 +222,9 @@ def fingerprint(
     trained = {name: value for name, value in as_dict(config).items() if name not in CALIBRATION}
     # the layer and strength of probes are chosen for all
     judged = plan if specialist is None or config.head == "probe" else plan[specialist]
-    of = [specialist, judged, backbone.digest(config.base)]
+    of: list[Any] = [specialist, judged, backbone.digest(config.base)]
+    if config.head == "probe":
+        of += [probe.POOLS, probe.N_FOLDS]
     return text_id(__version__, json.dumps([trained, of], sort_keys=True), data_digest, prompt.digest)
 
 
@@ -417,25 +420,44 @@ def _train_probes(
     validation: dict[str, probe.Part] = {}
     for name, part in parts.items():
         for chosen, rows in ((train, part.train), (validation, part.validation)):
-            weights = class_weights(rows)
-            chosen[name] = probe.Part(
-                np.arange(place, place + len(rows)),
-                np.array([example.followed for example in rows], dtype=bool),
-                np.array([weights[example.category, example.followed] for example in rows], dtype=float),
-                np.array([int(text_id("fold", example.query_id), 16) % probe.N_FOLDS for example in rows])
-                if folds
-                else None,
-                np.array([example.real for example in rows], dtype=bool),
-            )
+            chosen[name] = _part(rows, place, folds=folds and chosen is train)
             place += len(rows)
     probes, tried, logits = probe.choose(layers, features_NF, train, validation, config.share)
     for name, found in probes.items():
         with _new_folder(out / name) as folder:
             found.save(folder)
         history = [{"specialist": name, **row} for row in tried]
-        real = [example for example in parts[name].train if example.real] if folds else []
-        unseen = [*real, *parts[name].validation]
+        unseen = [*compress(parts[name].train, probe.judged(train[name])), *parts[name].validation]
         yield Trained(probe.load(out / name, name, decoder), history, unseen, expit(logits[name]).tolist())
+
+
+def _part(rows: Sequence[Example], start: int, *, folds: bool) -> probe.Part:
+    """Examples whose features begin at `start`, with their folds if they are for cross-validation.
+
+    A query is held out with all its rows, and with those that were made of its response or constraint for other queries. A
+    row is judged only where both verdicts of its category are left.
+    """
+    followed_N = np.array([example.followed for example in rows], dtype=bool)
+    judged_N = np.zeros(len(rows), dtype=bool)
+    weight_KN = np.zeros((probe.N_FOLDS if folds else 0, len(rows)))
+    for fold, weight_N in enumerate(weight_KN):
+        kept_N = np.array([fold not in (_fold(row.query_id), _fold(row.donor_query_id)) for row in rows], dtype=bool)
+        rest = [row for row, kept in zip(rows, kept_N, strict=True) if kept]
+        weight_N[kept_N] = _weights(rest)
+        verdicts = {(row.category, row.followed) for row in rest if row.real}
+        for index, row in enumerate(rows):
+            if row.real and not kept_N[index]:
+                judged_N[index] = {(row.category, True), (row.category, False)} <= verdicts
+    return probe.Part(np.arange(start, start + len(rows)), followed_N, _weights(rows), weight_KN, judged_N)
+
+
+def _fold(query_id: str | None) -> int | None:
+    return None if query_id is None else int(text_id("fold", query_id), 16) % probe.N_FOLDS
+
+
+def _weights(rows: Sequence[Example]) -> np.ndarray:
+    weights = class_weights(rows)
+    return np.array([weights[row.category, row.followed] for row in rows], dtype=float)
 
 
 def _seed(config: TrainJudgeConfig, specialist: str) -> None:
@@ -523,7 +545,14 @@ def _examples(
     encoder: Encoder | Pairs, rows: Sequence[Row], members: Sequence[str], made: Collection[int]
 ) -> list[Example]:
     return [
-        Example(encoder(row), row["followed"], row["category"], row["query_id"], id(row) not in made)
+        Example(
+            encoder(row),
+            row["followed"],
+            row["category"],
+            row["query_id"],
+            id(row) not in made,
+            row.get("donor_query_id"),
+        )
         for row in rows
         if row["category"] in members
     ]
