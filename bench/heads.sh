@@ -9,7 +9,7 @@ shift 2
 declare -A of_head=(
   [probe]="--base embedded"
   [verdict]="--base embedded --epochs 2 --lora-layers 10 --learning-rate 1e-3 --batch-size 8"
-  [encoder]="--base ${ENCODER:-} --epochs 8 --patience 2 --learning-rate 1e-4"
+  [encoder]="--base ${ENCODER:-ENCODER} --epochs 8 --patience 2 --learning-rate 1e-4"
 )
 judges=()
 for head in ${HEADS:-probe verdict}; do

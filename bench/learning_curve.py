@@ -64,8 +64,8 @@ def states(rows: Sequence[Row]) -> tuple[tuple[int, ...], torch.Tensor]:
 
 def part(rows: Sequence[Row], chosen: Sequence[int], category: str) -> probe.Part:
     """The rows of a category among the chosen ones, either verdict with the same weight."""
-    index_N = np.array([index for index in chosen if rows[index]["category"] == category])
-    followed_N = np.array([rows[index]["followed"] for index in index_N])
+    index_N = np.array([index for index in chosen if rows[index]["category"] == category], dtype=int)
+    followed_N = np.array([rows[index]["followed"] for index in index_N], dtype=bool)
     return probe.Part(index_N, followed_N, compute_sample_weight("balanced", followed_N))
 
 

@@ -1,6 +1,6 @@
 """From a judge's raw scores to verdicts that can be relied on: temperature, threshold, abstain band.
 
-In: the truth and the raw scores of one category's validation rows. Out: a `Calibration`, which the manifest holds and every
+In: the truth and the raw scores of one category's held-out rows. Out: a `Calibration`, which the manifest holds and every
 later score goes through. Everything is chosen on the rows it is given, so what it is worth is measured on others.
 """
 
@@ -28,7 +28,7 @@ class Calibration:
 
 
 def calibrate(followed_N: np.ndarray, raw_N: np.ndarray, *, target_precision: float, abstain: float) -> Calibration:
-    """Fit everything on validation rows.
+    """Fit everything on held-out rows.
 
     Args:
         followed_N: The truth, boolean.
@@ -84,7 +84,8 @@ def threshold_at_precision(followed_N: np.ndarray, scores_N: np.ndarray, target:
     downwards, until one fails: then a threshold whose precision is lower is chosen in at most 20 of 100 cases however many
     cuts there are (rows of one query count as if they were independent). Enough are so many that the bound can be reached, 10
     for 0.85; or that it can be with one wrong, 19, where those are a fifth of all rows at most: a single mistake among the
-    surest verdicts then does not end the search.
+    surest verdicts then does not end the search (and a judge that is right on fewer rows only gets no threshold). The 20 of
+    100 hold for the judge that gave the scores; probes of cross-validation are fitted anew on all rows, so for them nearly.
 
     Returns:
         Threshold and recall, or None if no threshold reaches it.

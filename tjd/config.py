@@ -404,7 +404,7 @@ class SweepConfig:
     sweep: tuple[str, ...] = flag(
         (),
         "Train with every combination of these values, NAME=V1,V2 (`learning-rate=1e-4,3e-4`; repeatable), and take the "
-        "one with the greatest mean AUROC over the categories on validation. sweep.parquet holds them all.",
+        "one with the greatest mean AUROC over the categories on held-out rows. sweep.parquet holds them all.",
     )
     keep: bool = flag(False, "Keep the judges of all combinations, too.")
 

@@ -53,7 +53,9 @@ def test_the_best_combination_becomes_the_judges(labels, tiny_model_dir, tmp_pat
     assert (manifest["config"]["learning_rate"], manifest["config"]["abstain"]) == (3e-3, 0.1)
     assert manifest["categories"]["style"]["band"] is not None
     card = (tmp_path / "judges" / "card.md").read_text()
-    assert "- learning_rate 0.003: chosen by the mean AUROC on validation among 3 combinations of learning_rate" in card
+    assert (
+        "- learning_rate 0.003: chosen by the mean AUROC on held-out rows among 3 combinations of learning_rate" in card
+    )
     assert not (tmp_path / "judges" / sweep.FOLDER).exists()
     assert tjd("score", labels, "-j", tmp_path / "judges", "-o", tmp_path / "scores.parquet").exit_code == 0
     assert tjd(*train, "--learning-rate", 3e-3, "-o", tmp_path / "alone").exit_code == 0
@@ -68,7 +70,7 @@ def probes(labels, tiny_model_dir):
 
 
 def test_a_resumed_sweep_trains_what_is_missing_and_ends_the_same(probes, tmp_path):
-    grid = ("--sweep", "harden=0,0.5", "--sweep", "balance=weights,rows")
+    grid = ("--sweep", "harden=0,0.5", "--sweep", "share=1,0.5")
     assert len(trained(tjd(*probes, *grid, "-o", tmp_path / "whole"))) == 4
     assert trained(tjd(*probes, "--sweep", "harden=0.5", "-o", tmp_path / "parts"))
     resumed = tjd(*probes, *grid, "-o", tmp_path / "parts")
@@ -105,6 +107,11 @@ def test_the_judges_of_all_combinations_may_be_kept(probes, labels, tmp_path):
         (["learning-rate=nan"], "--sweep learning_rate: 'nan' is none of its values, which are numbers"),
         (["full=yes"], "--sweep full: 'yes' is none of its values, which are true and false"),
         (["balance=row"], "--sweep balance: 'row' is none of its values, which are weights and rows"),
+        (
+            ["balance=weights,rows"],
+            "--sweep cannot compare these: probes without --balance rows are measured on their training rows too, others on "
+            "validation alone; sweep them one after the other",
+        ),
         (["epochs=0,1"], "--epochs must be at least 1, not 0"),
         (["epochs=1", "epochs=2"], "--sweep names epochs twice; write all its values in one: epochs=V1,V2,V3"),
     ],

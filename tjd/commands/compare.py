@@ -74,7 +74,7 @@ def eval_judge_command(
     precision of 0.8.
 
     `-j three -j one -t hf:embedded` sets two ensembles beside the model they came from, untrained, asked for its verdict
-    with the judges' prompt, its threshold chosen on validation as theirs was. Other teachers, and any in mode `batch`, are
+    with the judges' prompt, its threshold chosen on validation. Other teachers, and any in mode `batch`, are
     asked as `tjd label` asks them.
     """
     need("eval-judge", "train", "torch", "transformers", "peft")

@@ -107,7 +107,8 @@ def fit(
 ) -> list[dict[str, Any]]:
     """Train all weights in place, and keep those of the best epoch: see `tjd.judge.train.fit`.
 
-    The weights stay in float32; where the hardware multiplies bfloat16 natively, products are in that.
+    The weights stay in float32; products are in the config's dtype (`auto`: bfloat16 where the hardware multiplies it
+    natively).
     """
     device = classifier.model.device.type
     half = backbone.choose_dtype(config.dtype, device) == torch.bfloat16

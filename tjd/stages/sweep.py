@@ -1,4 +1,4 @@
-"""Sweep: train judges with every combination of a few settings, and choose one on validation.
+"""Sweep: train judges with every combination of a few settings, and choose one on held-out rows.
 
 In: a grid of settings, and how to train. Out: SWEEP, a row per combination and category. A combination is known by a
 fingerprint of all that its judges depend on, so a resumed sweep trains only what is not yet in the table.
@@ -28,7 +28,7 @@ SWEEP = pa.schema(
         "settings": pa.string(),  # JSON object: its values of the grid
         "category": pa.string(),  # null where training failed
         "n": pa.int64(),  # validation rows
-        "auroc": pa.float64(),  # on validation, as the two below; null where undefined
+        "auroc": pa.float64(),  # on held-out rows, as the two below; null where undefined
         "balanced_accuracy": pa.float64(),  # at the threshold where it is greatest
         "validation_loss": pa.float64(),  # of the specialist's best epoch; null for a probe
         "error": pa.string(),  # why training failed
@@ -91,7 +91,7 @@ def combinations(
         fingerprint: Of all that judges trained under a config depend on.
 
     Raises:
-        ConfigError: A value is not one of its setting.
+        ConfigError: A value is not one of its setting, or some would be measured on other rows than others.
     """
     kinds = sweepable()
     values = {name: dict.fromkeys(_value(name, kinds[name], text) for text in texts) for name, texts in grid.items()}
@@ -100,6 +100,11 @@ def combinations(
     for number, point in enumerate(product(*values.values()), 1):
         settings = dict(zip(values, point, strict=True))
         found.append(Combination(number, settings, combined := replace(plain, **settings), fingerprint(combined)))
+    if len({each.config.head == "probe" and each.config.balance != "rows" for each in found}) > 1:
+        raise ConfigError(
+            "--sweep cannot compare these: probes without --balance rows are measured on their training rows too, others on "
+            "validation alone; sweep them one after the other"
+        )
     return found
 
 

@@ -53,7 +53,7 @@ HISTORY = pa.schema(
         "validation_loss": pa.float64(),  # at the end of an epoch, else null
         "layers": pa.list_(pa.int64()),  # that the probes read which were tried
         "strength": pa.float64(),  # their inverse regularisation (C)
-        "auroc": pa.float64(),  # mean over the specialists, on validation
+        "auroc": pa.float64(),  # mean over the specialists, on held-out rows
     }
 )
 
@@ -338,7 +338,7 @@ def _chosen(manifest: Mapping[str, Any]) -> list[str]:
     if not swept:
         return []
     return [
-        f"- {swept['chosen']}: chosen by the mean AUROC on validation among {swept['n']} combinations of {swept['grid']} "
+        f"- {swept['chosen']}: chosen by the mean AUROC on held-out rows among {swept['n']} combinations of {swept['grid']} "
         "(sweep.parquet)"
     ]
 
