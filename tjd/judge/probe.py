@@ -40,9 +40,7 @@ class Part:
     index_N: np.ndarray  # rows of the features
     followed_N: np.ndarray
     weight_N: np.ndarray
-    weight_KN: np.ndarray | None = (
-        None  # those of each fold's fit, 0 for rows that it leaves out; null: no cross-validation
-    )
+    weight_KN: np.ndarray | None = None  # those of each fold's fit, 0 for rows that it leaves out; null: no folds
     judged_N: np.ndarray | None = None  # which rows are judged by the one fit that leaves them out; null: none
 
     def but(self, fold: int) -> "Part":

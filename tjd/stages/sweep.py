@@ -27,7 +27,7 @@ SWEEP = pa.schema(
         "combination": pa.int64(),  # from 1; the last setting of the grid changes fastest
         "settings": pa.string(),  # JSON object: its values of the grid
         "category": pa.string(),  # null where training failed
-        "n": pa.int64(),  # validation rows
+        "n": pa.int64(),  # held-out rows
         "auroc": pa.float64(),  # on held-out rows, as the two below; null where undefined
         "balanced_accuracy": pa.float64(),  # at the threshold where it is greatest
         "validation_loss": pa.float64(),  # of the specialist's best epoch; null for a probe

@@ -68,9 +68,7 @@ class Trained(NamedTuple):
 
     specialist: Specialist | Classifier
     history: list[Row]
-    unseen: Sequence[
-        Example
-    ]  # what its calibration is chosen on: of validation, for probes of cross-validation as well
+    unseen: Sequence[Example]  # what it is calibrated on: validation, for probes training rows out of fold as well
     scores_N: Sequence[float]  # P(followed) of these, not yet calibrated
 
 
