@@ -7,7 +7,7 @@ Specialists are fitted together: the weight of each is one that all share plus o
 specialist of few rows leans on what the others have learnt (Evgeniou and Pontil, Regularized multi-task learning, KDD 2004).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,10 @@ class Part:
     weight_KN: np.ndarray | None = None  # those of each fold's fit, 0 for rows that it leaves out; null: no folds
     judged_N: np.ndarray | None = None  # which rows are judged by the one fit that leaves them out; null: none
 
-    def but(self, fold: int) -> "Part":
-        """What a fold is fitted on."""
+    def without(self, fold: int) -> np.ndarray:
+        """The weights of a fold's fit, [N]."""
         assert self.weight_KN is not None
-        kept_N = self.weight_KN[fold] > 0
-        return Part(self.index_N[kept_N], self.followed_N[kept_N], self.weight_KN[fold][kept_N])
+        return self.weight_KN[fold]
 
     def of(self, features_NF: torch.Tensor) -> np.ndarray:
         """Their features, in float32."""
@@ -145,43 +144,76 @@ def fit(
     Returns:
         For each strength a probe per specialist.
     """
-    scaler = StandardScaler()
-    raw_NF = np.concatenate([part.of(features_NF) for part in parts.values()])
-    place_NR, basis_RF = _coordinates(torch.from_numpy(scaler.fit_transform(raw_NF)))
-    n_parts, size = len(parts), place_NR.shape[1]
-    n_weights = (n_parts + 1) * size
-    ends = np.cumsum([len(part.index_N) for part in parts.values()])
-    place_of = np.split(place_NR.double().numpy(), ends[:-1])
-    sign_of = [np.where(part.followed_N, 1.0, -1.0) for part in parts.values()]
+    regression = _Regression(features_NF, parts, share)
+    return [regression.probes(layers, flat, strength) for flat, strength in regression.path(strengths)]
 
-    def weights_of(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        part_KR = flat[:n_weights].reshape(n_parts + 1, size)
-        return part_KR[:-1] + share**0.5 * part_KR[-1], flat[n_weights:]
 
-    def objective(flat: np.ndarray, strength: float) -> tuple[float, np.ndarray]:
-        weight_KR, bias_K = weights_of(flat)
-        loss, slope_KR, slope_K = flat[:n_weights] @ flat[:n_weights] / 2, np.empty((n_parts, size)), np.empty(n_parts)
-        for k, (place_NR, sign_N, part) in enumerate(zip(place_of, sign_of, parts.values(), strict=True)):
+class _Regression:
+    """What the fits on the same rows have in common: the rows' coordinates, whatever their weights in a fit.
+
+    A fold's fit has no verdicts of the rows that it leaves out, but their features count in the standardisation. A solution is flat: v_1 to v_K and s, each [R], then the biases [K].
+    """
+
+    def __init__(self, features_NF: torch.Tensor, parts: Mapping[str, Part], share: float) -> None:
+        self.parts, self.share, self.scaler = parts, share, StandardScaler()
+        raw_NF = np.concatenate([part.of(features_NF) for part in parts.values()])
+        place_NR, self.basis_RF = _coordinates(torch.from_numpy(self.scaler.fit_transform(raw_NF)))
+        ends = np.cumsum([len(part.index_N) for part in parts.values()])
+        self.place_of = np.split(place_NR.double().numpy(), ends[:-1])
+        self.sign_of = [np.where(part.followed_N, 1.0, -1.0) for part in parts.values()]
+        self.square_R = (place_NR**2).sum(0).double().numpy()
+        self.size = place_NR.shape[1]
+
+    def path(self, strengths: Sequence[float], fold: int | None = None) -> Iterator[tuple[np.ndarray, float]]:
+        """A solution per strength, on all rows or without a fold, each from where the one before it ended."""
+        flat = np.zeros((len(self.parts) + 1) * self.size + len(self.parts))
+        options = {"maxiter": 500, "ftol": 1e-9, "gtol": 1e-5}
+        for strength in strengths:
+            scale = self._scale(strength)
+            found = minimize(self._loss, flat / scale, (scale, strength, fold), "L-BFGS-B", jac=True, options=options)
+            flat = scale * found.x
+            yield flat, strength
+
+    def probes(self, layers: Sequence[int], flat: np.ndarray, strength: float) -> dict[str, Probe]:
+        """A solution as probes of the features as they are."""
+        weight_KR, bias_K = self._weights(flat)
+        weight_KF = weight_KR if self.basis_RF is None else weight_KR @ self.basis_RF.double().numpy()
+        weight_KF = weight_KF / np.asarray(self.scaler.scale_)
+        bias_K = bias_K - weight_KF @ np.asarray(self.scaler.mean_)
+        probes = zip(self.parts, weight_KF.astype(np.float32), bias_K.tolist(), strict=True)
+        return {name: Probe(tuple(layers), weight_F, bias, strength) for name, weight_F, bias in probes}
+
+    def logits(self, flat: np.ndarray) -> dict[str, np.ndarray]:
+        """Log-odds of every row by specialist, [N], under a solution."""
+        weights = zip(self.parts, self.place_of, *self._weights(flat), strict=True)
+        return {name: place_NR @ weight_R + bias for name, place_NR, weight_R, bias in weights}
+
+    def _weights(self, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        part_KR = flat[: -len(self.parts)].reshape(-1, self.size)
+        return part_KR[:-1] + self.share**0.5 * part_KR[-1], flat[-len(self.parts) :]
+
+    def _scale(self, strength: float) -> np.ndarray:
+        """Units in which the curvature is about the same in all directions, so that few steps are needed."""
+        scale_R = (1 + strength * self.square_R / len(self.parts) / 4) ** -0.5
+        return np.concatenate([np.tile(scale_R, len(self.parts) + 1), np.ones(len(self.parts))])
+
+    def _loss(
+        self, scaled: np.ndarray, scale: np.ndarray, strength: float, fold: int | None
+    ) -> tuple[float, np.ndarray]:
+        """What is minimised, and its gradient."""
+        flat = scale * scaled
+        weight_KR, bias_K = self._weights(flat)
+        regularised = flat[: -len(self.parts)]
+        loss, slope_KR, slope_K = regularised @ regularised / 2, np.empty_like(weight_KR), np.empty_like(bias_K)
+        rows = zip(self.place_of, self.sign_of, self.parts.values(), strict=True)
+        for k, (place_NR, sign_N, part) in enumerate(rows):
+            weight_N = strength * (part.weight_N if fold is None else part.without(fold))
             margin_N = sign_N * (place_NR @ weight_KR[k] + bias_K[k])
-            loss += strength * part.weight_N @ np.logaddexp(0, -margin_N)
-            slope_N = -strength * part.weight_N * sign_N * expit(-margin_N)
+            loss += weight_N @ np.logaddexp(0, -margin_N)
+            slope_N = -weight_N * sign_N * expit(-margin_N)
             slope_KR[k], slope_K[k] = slope_N @ place_NR, slope_N.sum()
-        slope = flat[:n_weights] + np.concatenate([slope_KR, share**0.5 * slope_KR.sum(0, keepdims=True)]).ravel()
-        return float(loss), np.concatenate([slope, slope_K])
-
-    flat = np.zeros(n_weights + n_parts)
-    directions_RF = None if basis_RF is None else basis_RF.double().numpy()
-    found = []
-    for strength in strengths:
-        flat = minimize(
-            objective, flat, (strength,), "L-BFGS-B", jac=True, options={"maxiter": 500, "ftol": 1e-9, "gtol": 1e-5}
-        ).x
-        weight_KR, bias_K = weights_of(flat)
-        weight_KF = (weight_KR if directions_RF is None else weight_KR @ directions_RF) / np.asarray(scaler.scale_)
-        bias_K = bias_K - weight_KF @ np.asarray(scaler.mean_)
-        probes = zip(parts, weight_KF.astype(np.float32), bias_K.tolist(), strict=True)
-        found.append({name: Probe(tuple(layers), weight_F, bias, strength) for name, weight_F, bias in probes})
-    return found
+        slope = regularised + np.concatenate([slope_KR, self.share**0.5 * slope_KR.sum(0, keepdims=True)]).ravel()
+        return float(loss), scale * np.concatenate([slope, slope_K])
 
 
 def _coordinates(features_NF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -222,48 +254,35 @@ def choose(
         The probes by specialist; a row per strength with its mean AUROC; and by specialist the log-odds of the rows that they
         were not fitted on: those of training that are judged, in their order, then those of validation.
     """
-    strengths = STRENGTHS
-    held_out = _out_of_fold(layers, features_NF, train, strengths, share)
+    regression = _Regression(features_NF, train, share)
+    fitted = [regression.probes(layers, flat, strength) for flat, strength in regression.path(STRENGTHS)]
+    held_out = _out_of_fold(regression, STRENGTHS)
+    for name, part in validation.items():
+        logits_SN = np.stack([probes[name].logits(part.of(features_NF)) for probes in fitted])
+        held_out[name] = np.concatenate([held_out[name], logits_SN], axis=1)
     truth = {
         name: np.concatenate([train[name].followed_N[judged(train[name])], validation[name].followed_N])
         for name in train
     }
     tested = [name for name, truth_N in truth.items() if len(np.unique(truth_N)) == 2]
-    if not tested:
-        strengths, held_out = strengths[1:2], {name: logits_SN[1:2] for name, logits_SN in held_out.items()}
-    fitted = fit(layers, features_NF, train, strengths, share)
-    for name, part in validation.items():
-        logits_SN = np.stack([probes[name].logits(part.of(features_NF)) for probes in fitted])
-        held_out[name] = np.concatenate([held_out[name], logits_SN], axis=1)
     tried: list[dict[str, Any]] = []
-    for place, strength in enumerate(strengths):
+    for place, strength in enumerate(STRENGTHS):
         areas = [float(roc_auc_score(truth[name], held_out[name][place])) for name in tested]
         tried.append({"layers": list(layers), "strength": strength, "auroc": float(np.mean(areas)) if areas else None})
-    best = max(range(len(tried)), key=lambda place: tried[place]["auroc"] or 0.0)
+    best = max(range(len(tried)), key=lambda place: tried[place]["auroc"]) if tested else 1
     return fitted[best], tried, {name: logits_SN[best] for name, logits_SN in held_out.items()}
 
 
-def _out_of_fold(
-    layers: Sequence[int],
-    features_NF: torch.Tensor,
-    train: Mapping[str, Part],
-    strengths: Sequence[float],
-    share: float,
-) -> dict[str, np.ndarray]:
+def _out_of_fold(regression: _Regression, strengths: Sequence[float]) -> dict[str, np.ndarray]:
     """Per specialist and strength the log-odds of the training rows that are judged, [S, N], by the fits without them."""
-    logits = {name: np.zeros((len(strengths), len(part.index_N))) for name, part in train.items()}
-    chosen = {name: judged(part) for name, part in train.items()}
-    for fold in range(N_FOLDS) if any(chosen_N.any() for chosen_N in chosen.values()) else ():
-        others = {name: part.but(fold) for name, part in train.items()}
-        if not any(len(part.index_N) for part in others.values()):
-            continue
-        fitted = fit(layers, features_NF, others, strengths, share)
-        for name, part in train.items():
-            assert part.weight_KN is not None
-            mine_N = chosen[name] & (part.weight_KN[fold] == 0)
-            features = features_NF[torch.from_numpy(part.index_N[mine_N])].float().numpy()
-            logits[name][:, mine_N] = [probes[name].logits(features) for probes in fitted]
-    return {name: logits_SN[:, chosen[name]] for name, logits_SN in logits.items()}
+    parts = regression.parts
+    logits = {name: np.zeros((len(strengths), len(part.index_N))) for name, part in parts.items()}
+    for fold in range(N_FOLDS) if any(judged(part).any() for part in parts.values()) else ():
+        for place, (flat, _) in enumerate(regression.path(strengths, fold)):
+            for name, logits_N in regression.logits(flat).items():
+                left_out_N = parts[name].without(fold) == 0
+                logits[name][place, left_out_N] = logits_N[left_out_N]
+    return {name: logits_SN[:, judged(parts[name])] for name, logits_SN in logits.items()}
 
 
 def judged(part: Part) -> np.ndarray:
