@@ -7,8 +7,8 @@ from tjd.figures import heat_map, judges_figure, require_format
 def metrics(judge, value):
     cells = [("all", value), ("style", None)]  # nothing accepted in style: no precision
     return [
-        {"judge": judge, "category": category, "metric": "precision", "value": value, "low": value, "high": value,
-         "n": 9, "prevalence": 0.4}
+        {"judge": judge, "category": category, "metric": "precision", "group": "all", "value": value,
+         "low": value, "high": value, "n": 9, "prevalence": 0.4}
         for category, value in cells
     ]  # fmt: skip
 

@@ -425,6 +425,9 @@ class EvalJudgeConfig:
     )
     min_agreement: float = flag(0.0, "Keep only rows whose voters agree at least so much, a share in [0.5, 1].")
     split: SplitChoice = flag("test", "Rows to measure on; a column `split` wins over the judges' own split.")
+    by: tuple[str, ...] = flag(
+        (), "Measure the rows of each value of this column by themselves too: `model`; repeatable."
+    )
     engine: Engine = flag("transformers", ENGINE_HELP)
     dtype: Dtype = flag("auto", "`auto` takes bfloat16 where the hardware multiplies it natively.")
     seed: int = flag(0, "Of the bootstrap.")

@@ -27,11 +27,12 @@ def judges_figure(metrics: Sequence[Row], reliability: Sequence[Row], path: Path
     """Reward precision per category and judge, with the prevalence, and the reliability of each judge over all rows.
 
     Args:
-        metrics: METRICS of `tjd eval-judge`; the rows of differences are left out.
+        metrics: METRICS of `tjd eval-judge`; differences and groups of rows are left out.
         reliability: Its reliability table.
         path: Ends in .svg, .png or .pdf.
     """
-    precision = {(row["judge"], row["category"]): row for row in metrics if row["metric"] == "precision"}
+    of_all = [row for row in metrics if row["group"] == "all"]
+    precision = {(row["judge"], row["category"]): row for row in of_all if row["metric"] == "precision"}
     judges = list(dict.fromkeys(row["judge"] for row in reliability))
     categories = list(dict.fromkeys(category for _, category in precision))
     figure = Figure(figsize=(4.6 + 1.3 * len(categories), 4.2), layout="constrained")

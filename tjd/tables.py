@@ -132,6 +132,7 @@ METRICS = pa.schema(
         "judge": pa.string(),
         "category": pa.string(),  # "all" pools the categories
         "metric": pa.string(),
+        "group": pa.string(),  # "all", or what its rows share: "model=frontier"
         "value": pa.float64(),  # null where undefined (a single class, say)
         "low": pa.float64(),  # 95% bootstrap interval over queries
         "high": pa.float64(),
@@ -227,7 +228,7 @@ KEYS = {
     "labels": (LABELS, ("response_id", "constraint_id")),
     "scores": (SCORES, ("response_id", "constraint_id")),
     "checks": (CHECKS, ("response_id", "constraint_id")),
-    "metrics": (METRICS, ("judge", "category", "metric")),
+    "metrics": (METRICS, ("judge", "category", "metric", "group")),
     "agreement": (AGREEMENT, ("raters", "category", "metric")),
     "benchmark_instructions": (BENCHMARK_INSTRUCTIONS, ("instruction_id",)),
     "evaluations": (EVALUATIONS, ("model", "instruction_id")),
@@ -561,7 +562,7 @@ def why_none(table: Table, conditions: Sequence[str]) -> str:
     rows = [{column: row[column] for column, _, _ in tests} for row in table.rows()]
     for condition, (column, value, wanted) in zip(conditions, tests, strict=True):
         if not any(_holds(row, column, value, wanted) for row in rows):
-            held = list(dict.fromkeys(_as_text(row[column]) for row in rows))
+            held = list(dict.fromkeys(as_text(row[column]) for row in rows))
             is_text = _is_text(table.schema.field(column).type)
             close = get_close_matches(value, held, n=1) if wanted and is_text else []
             hint = f"did you mean '{close[0]}'? " if close else ""
@@ -582,10 +583,11 @@ def _test(table: Table, condition: str) -> tuple[str, str, bool]:
 
 
 def _holds(row: Row, column: str, value: str, wanted: bool) -> bool:
-    return (_as_text(row[column]) == value) is wanted
+    return (as_text(row[column]) == value) is wanted
 
 
-def _as_text(value: object) -> str:
+def as_text(value: object) -> str:
+    """A value as a condition on its column writes it."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -63,12 +63,10 @@ run rl "$out/instructions.parquet" --judges "$out/judges" --policy embedded --wh
   --prompts-per-step 2 --group-size 8 --micro-batch 8 --max-prompt-tokens 128 --max-response-tokens 32 \
   --learning-rate 1e-3 --lora-layers 10 --soft-reward score -o "$out/policy"
 
-say "7. What the judges are worth on queries they never saw, beside the same model untrained. First all rows:"
-run eval-judge "$out/labels.parquet" "${compared[@]}" --teacher hf:embedded --figure "$out/judges.svg" \
+say "7. What the judges are worth on queries they never saw, beside the same model untrained. First all rows,
+   then by the model that responded: three quarters of the frontier's violations are near misses."
+run eval-judge "$out/labels.parquet" "${compared[@]}" --teacher hf:embedded --by model --figure "$out/judges.svg" \
   -o "$out/metrics.parquet"
-echo "The same judges on the frontier's responses alone, whose violations are near misses:"
-run eval-judge "$out/labels.parquet" "${compared[@]}" --teacher hf:embedded --where model=frontier \
-  -o "$out/metrics-frontier.parquet"
 echo "How often they accept responses that deserve nothing (texts they were not hardened on, test queries):"
 run probe-hacks "$out/labels.parquet" -j "$out/judges" -o "$out/hacks.parquet"
 

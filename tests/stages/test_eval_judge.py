@@ -1,8 +1,11 @@
 """What is compared, what is left out, and how sure the figures are."""
 
+from dataclasses import replace
+
 import pytest
 
 from tjd.config import EvalJudgeConfig
+from tjd.errors import DataError
 from tjd.rewards import Verdict
 from tjd.stages.eval_judge import Judge, eval_judge
 
@@ -52,3 +55,32 @@ def test_a_share_of_one_is_not_certain_and_a_single_query_says_nothing_of_others
     one = measured(table(query_id="q"), knows, lambda rows: [Verdict(True, 0.6, 0.5) for _ in rows])
     assert {(row["low"], row["high"]) for row in one.values()} == {(None, None)}
     assert one["judge 0 - judge 1", "all", "precision"]["value"] == 0.5
+
+
+def test_rows_of_each_value_of_a_column_are_measured_by_themselves_with_one_scoring():
+    rows = [*table(40, model="a"), *table(20, model="b", followed=False), *table(4, model=None)]
+    rows[40]["followed"] = None
+    asked = []
+
+    def counts(some):
+        asked.extend(some)
+        return knows(some)
+
+    found = eval_judge(rows, [Judge("judge", counts, None, choose_thresholds=False)], replace(CONFIG, by=("model",)))
+    assert len(asked) == 63
+    of = {(row["group"], row["category"]): row for row in found.metrics if row["metric"] == "precision"}
+    assert {group for group, _ in of} == {"all", "model=a", "model=b"}
+    shown = ("value", "n", "n_invalid", "prevalence")
+    assert [of["model=a", "all"][name] for name in shown] == [1.0, 40, 0, 0.5]
+    assert [of["model=b", "all"][name] for name in shown] == [0.0, 19, 1, 0.0]
+    assert (of["all", "all"]["n"], of["all", "style"]["n"], of["model=b", "style"]["n"]) == (63, 31, 9)
+    assert len(found.reliability) == len({(row["category"], row["bin"]) for row in found.reliability})
+
+
+def test_a_column_of_many_values_is_none_to_measure_by():
+    with pytest.raises(DataError, match="--by model: it has 60 values in the rows to measure; 50 at most"):
+        eval_judge(
+            [row | {"model": f"m{index}"} for index, row in enumerate(table(60))],
+            [Judge("judge", knows, None, choose_thresholds=False)],
+            replace(CONFIG, by=("model",)),
+        )

@@ -86,7 +86,7 @@ def eval_judge_command(
         require_figure("eval-judge", figure)
     tables.require_other_file(labels, out)
     needed = ("query_id", "query", "constraint")
-    table = tables.open_table(labels, "labels", need=(*stage.NEED, config.truth), not_null=needed)
+    table = tables.open_table(labels, "labels", need=(*stage.NEED, config.truth, *config.by), not_null=needed)
     found = list(rows_of(table, where, limit))
     rows = list(stage.with_truth(found, config.truth, config.min_agreement))
     if len(rows) < len(found):
@@ -247,28 +247,29 @@ def _print_metrics(
         print(json.dumps(metrics), file=to)
         return
     names = [name for name in dict.fromkeys(row["metric"] for row in metrics) if name not in hide]
-    found: dict[str, dict[str, dict[str, Row]]] = {}
+    found: dict[tuple[str, ...], dict[str, dict[str, Row]]] = {}
     for row in metrics:
-        found.setdefault(row["category"], {}).setdefault(row["judge"], {})[row["metric"]] = row
+        about = (row["category"],) if row["group"] == "all" else (row["category"], row["group"])
+        found.setdefault(about, {}).setdefault(row["judge"], {})[row["metric"]] = row
 
     def shown(judge: str, row: "Row") -> str:
         return interval(row, signed=" - " in judge)
 
     head = ("judge", "category", "n", "invalid", "prevalence")
     lines: list[Line | None] = []
-    for category, judges in found.items():
+    for about, judges in found.items():
         lines += [None] if lines else []
         for judge, cells in judges.items():
             row = next(iter(cells.values()))
-            told = (judge, category, str(row["n"]), str(row["n_invalid"]), f"{row['prevalence']:.2f}")
+            told = (judge, ", ".join(about), str(row["n"]), str(row["n_invalid"]), f"{row['prevalence']:.2f}")
             lines.append((told, {name.replace("_", " "): shown(judge, cells[name]) for name in names}))
     if needed(head, lines) <= room(to):
         print_numbers(title, head, lines, to)
         return
-    for category, judges in found.items():
+    for about, judges in found.items():
         row = next(iter(next(iter(judges.values())).values()))
-        about = f"{category}: n {row['n']}, invalid {row['n_invalid']}, prevalence {row['prevalence']:.2f}"
+        rows = f"{', '.join(about)}: n {row['n']}, invalid {row['n_invalid']}, prevalence {row['prevalence']:.2f}"
         tall = [
             ((name.replace("_", " "),), {j: shown(j, cells[name]) for j, cells in judges.items()}) for name in names
         ]
-        print_numbers(f"{title}\n{about}", ("metric",), tall, to)
+        print_numbers(f"{title}\n{rows}", ("metric",), tall, to)

@@ -151,7 +151,8 @@ def fit(
 class _Regression:
     """What the fits on the same rows have in common: the rows' coordinates, whatever their weights in a fit.
 
-    A fold's fit has no verdicts of the rows that it leaves out, but their features count in the standardisation. A solution is flat: v_1 to v_K and s, each [R], then the biases [K].
+    A fold's fit knows no verdict of the rows that it leaves out, but their features count in the standardisation. A solution
+    is flat: v_1 to v_K and s, each [R], then the biases [K].
     """
 
     def __init__(self, features_NF: torch.Tensor, parts: Mapping[str, Part], share: float) -> None:

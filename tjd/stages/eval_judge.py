@@ -28,7 +28,7 @@ from tjd.metrics import (
 from tjd.prompts import Prompt
 from tjd.rewards import Verdict
 from tjd.splits import SPLITS, soft, split_of, usable
-from tjd.tables import Row, text_id
+from tjd.tables import Row, as_text, text_id
 from tjd.teacher import Ask, once_more
 from tjd.teacher.verdicts import Asked, read, unreadable, verdict_request
 
@@ -36,7 +36,10 @@ log = logging.getLogger(__name__)
 
 NEED = ("query_id", "query", "category", "constraint", "response")
 
+MAX_GROUPS = 50  # values of a column that --by measures apart
+
 Scorer = Callable[[Sequence[Mapping[str, Any]]], Sequence[Verdict]]
+Group = tuple[str, str] | None  # rows with this value in this column; null: all rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ class Judge:
 class Evaluation(NamedTuple):
     """What was measured."""
 
-    metrics: list[Row]  # METRICS, one row per judge, category (and "all") and metric
+    metrics: list[Row]  # METRICS, one row per judge, category (and "all"), metric and group
     reliability: list[Row]  # per judge, category and bin, as `tjd.metrics.reliability` gives it
 
 
@@ -110,31 +113,42 @@ def eval_judge(
     Args:
         rows: LABELS; `followed` is the truth. Rows without it or without a response count as `n_invalid`.
         judges: One or more; the difference of the first and each other is measured too.
-        config: Split and bootstrap seed.
+        config: Split, bootstrap seed, and columns to measure by.
         split_seed: The seed that the judges' training split was drawn with.
 
     Raises:
-        DataError: No row of the split belongs to a category that all judges cover.
+        DataError: No row of the split belongs to a category that all judges cover, or a column has too many values.
     """
     covered = [row for row in rows if _covered(row, judges)]
     chosen = of_split(covered, judges, config, split_seed)
     labelled = [row for row in chosen if usable(row)]
     if not labelled:
         raise DataError(_why_none(covered, config.split, split_seed))
+    groups = _groups(labelled, config.by)
     validation = [row for row in covered if split_of(row, split_seed) == "validation" and usable(row)]
     scored = {judge.name: _score(judge, labelled, validation) for judge in judges}
     valid_N = np.logical_and.reduce([np.isfinite(each.scores_N) for each in scored.values()])
     out = Evaluation([], [])
-    for category in ["all", *sorted({row["category"] for row in labelled})]:
-        of_N = np.array([category in ("all", row["category"]) for row in labelled])
-        both_N = of_N & valid_N
-        if not both_N.any():
-            continue
-        n_invalid = sum(category in ("all", row["category"]) for row in chosen) - int(both_N.sum())
-        kept = [row for row, keep in zip(labelled, both_N, strict=True) if keep]
-        found = _compare(category, kept, {name: each.of(both_N) for name, each in scored.items()}, n_invalid, config)
-        out.metrics.extend(found.metrics)
-        out.reliability.extend(found.reliability)
+    for group in groups:
+        for category in ["all", *sorted({row["category"] for row in labelled})]:
+
+            def belongs(row: Row, group: Group = group, category: str = category) -> bool:
+                return category in ("all", row["category"]) and (group is None or as_text(row[group[0]]) == group[1])
+
+            both_N = valid_N & np.array([belongs(row) for row in labelled])
+            if not both_N.any():
+                continue
+            kept = [row for row, keep in zip(labelled, both_N, strict=True) if keep]
+            shared = {
+                "category": category,
+                "group": "all" if group is None else "=".join(group),
+                "n": len(kept),
+                "n_invalid": sum(map(belongs, chosen)) - len(kept),
+                "prevalence": sum(row["followed"] for row in kept) / len(kept),
+            }
+            found = _compare(shared, kept, {name: each.of(both_N) for name, each in scored.items()}, config.seed)
+            out.metrics.extend(found.metrics)
+            out.reliability.extend(found.reliability if group is None else ())
     if not out.metrics:
         raise DataError("some judge failed on every row; score the rows with `tjd score` to see why")
     return out
@@ -178,19 +192,22 @@ def _response_key(row: Mapping[str, Any]) -> str:
     return row.get("response_id") or text_id(row["query"], row["response"])
 
 
-def _compare(
-    category: str, rows: Sequence[Row], scored: Mapping[str, Scored], n_invalid: int, config: EvalJudgeConfig
-) -> Evaluation:
+def _groups(rows: Sequence[Row], columns: Sequence[str]) -> list[Group]:
+    """All rows, then those of each value of each column; a null is no value."""
+    groups: list[Group] = [None]
+    for column in columns:
+        values = {as_text(row[column]) for row in rows if row[column] is not None}
+        if len(values) > MAX_GROUPS:
+            raise DataError(f"--by {column}: it has {len(values)} values in the rows to measure; {MAX_GROUPS} at most")
+        groups += [(column, value) for value in sorted(values)]
+    return groups
+
+
+def _compare(shared: Row, rows: Sequence[Row], scored: Mapping[str, Scored], seed: int) -> Evaluation:
     """The metrics of each judge on rows that all of them scored, and the paired differences from the first."""
     truth_N = np.array([row["followed"] for row in rows], dtype=bool)
     query_ids = [row["query_id"] for row in rows]
-    weights_RN = resample_weights(query_ids, seed=config.seed)
-    shared = {
-        "category": category,
-        "n": len(rows),
-        "n_invalid": n_invalid,
-        "prevalence": float(truth_N.mean()),
-    }
+    weights_RN = resample_weights(query_ids, seed=seed)
     out = Evaluation([], [])
     values: dict[str, dict[str, np.ndarray]] = {}
     n_queries: dict[str, dict[str, int]] = {}
@@ -203,7 +220,7 @@ def _compare(
             for metric, found in judge_estimates(values[name], n_queries[name]).items()
         )
         bins = reliability(truth_N, scores_N, weights_RN, query_ids)
-        out.reliability.extend({"judge": name, "category": category, **row} for row in bins)
+        out.reliability.extend({"judge": name, "category": shared["category"], **row} for row in bins)
     first, *others = scored
     for other in others:
         for metric, values_R in values[first].items():

@@ -133,6 +133,7 @@ def _metrics(scored: Sequence[Row], judge: str, seed: int) -> Iterable[Row]:
                 "judge": judge,
                 "category": category,
                 "metric": METRIC if name is None else f"{METRIC}/{name}",
+                "group": "all",
                 **plain(accepted),
                 "n": len(valid),
                 "n_invalid": len(rows) - len(valid),

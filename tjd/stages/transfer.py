@@ -161,6 +161,7 @@ def _rows(trained: str, tested: str, cell: Cell) -> Iterable[Row]:
             "judge": trained,
             "category": tested,
             "metric": metric,
+            "group": "all",
             **plain(estimate(cell.test[metric], cell.n_queries)),
             "n": cell.n,
             "n_invalid": cell.n_invalid,

@@ -77,6 +77,7 @@ def gains(scored: Sequence[Row], base: str, *, soft_reward: SoftReward = "verdic
             about = {
                 "judge": policy,
                 "category": category,
+                "group": "all",
                 "n": len(both),
                 "n_invalid": n_null[policy, category],
                 "prevalence": float(before_N.mean()) if both else None,
