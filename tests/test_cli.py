@@ -160,7 +160,7 @@ def test_stages_can_be_piped(tmp_path):
 def test_a_file_that_is_not_parquet(tmp_path):
     (tmp_path / "x.parquet").write_text("hello")
     line = fails(3, "label", tmp_path / "x.parquet", "-o", tmp_path / "out.parquet")
-    assert line == f"{tmp_path / 'x.parquet'} is not a Parquet file; only queries and ratings may also be JSONL or CSV"
+    assert line == f"{tmp_path / 'x.parquet'} is not a Parquet file; name JSONL .jsonl and CSV .csv"
     assert not (tmp_path / "out.parquet").exists()
 
 

@@ -126,11 +126,27 @@ def test_damage_behind_the_header_is_told(tmp_path: Path) -> None:
     assert "cannot be read past its header" in told(path)
 
 
-@pytest.mark.parametrize("kind", ["instructions", "labels"])
-def test_text_is_taken_for_queries_and_ratings_only(tmp_path: Path, kind: str) -> None:
-    (tmp_path / "t.jsonl").write_text('{"query": "x"}\n')
-    line = told(tmp_path / "t.jsonl", kind)
-    assert line.endswith("is not a Parquet file; only queries and ratings may also be JSONL or CSV")
+def test_labels_may_be_jsonl(tmp_path: Path) -> None:
+    rows = [
+        {"response_id": "r", "constraint_id": str(i), "followed": followed, "votes": [True]}
+        for i, followed in enumerate((True, None))
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert list(tables.open_table(str(tmp_path / "t.jsonl"), "labels").rows()) == rows
+    (tmp_path / "t.jsonl").write_text(json.dumps(rows[0] | {"followed": "yes"}))
+    assert "column 'followed' of" in (line := told(tmp_path / "t.jsonl", "labels"))
+    assert line.endswith("has type string, not bool; cast it and write it anew")
+
+
+def test_an_empty_cell_of_a_csv_is_null(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("response,constraint\n,Be warm.\nNA,Be warm.\n")
+    rows = list(tables.open_table(str(tmp_path / "t.csv"), "foreign").rows())
+    assert [row["response"] for row in rows] == [None, "NA"]
+
+
+def test_text_that_is_called_parquet_is_told(tmp_path: Path) -> None:
+    (tmp_path / "t.parquet").write_text('{"query": "x"}\n')
+    assert told(tmp_path / "t.parquet").endswith("t.parquet is not a Parquet file; name JSONL .jsonl and CSV .csv")
 
 
 def test_queries_may_be_jsonl(tmp_path: Path) -> None:

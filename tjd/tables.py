@@ -237,7 +237,6 @@ KEYS = {
     "foreign": (FOREIGN, ()),
     "ratings": (FOREIGN, ()),
 }
-TEXT_KINDS = ("queries", "ratings")  # what may also be JSONL or CSV
 
 
 @dataclass(frozen=True)
@@ -313,7 +312,7 @@ def open_table(
     """Open a table and check it before any work is done on it.
 
     Args:
-        source: A Parquet file, `-` for standard input, or for `TEXT_KINDS` also JSONL or CSV.
+        source: A Parquet file, JSONL or CSV, or `-` for one of them on standard input.
         kind: A name of `KEYS`.
         need: Columns that must be there; by default the key. Declared columns that are there must have their type.
         not_null: Those of them that must be filled where a row has a verdict on a soft constraint.
@@ -615,13 +614,13 @@ def _parquet_file(raw: pa.NativeFile, name: str, kind: str, may_repeat: bool) ->
             return pq.ParquetFile(raw, pre_buffer=False)  # else all that was read stays in memory
         except (pa.ArrowException, OSError) as exc:
             raise DataError(f"{name} is a truncated or damaged Parquet file; write it anew") from exc
-    if kind not in TEXT_KINDS:
-        raise DataError(f"{name} is not a Parquet file; only {' and '.join(TEXT_KINDS)} may also be JSONL or CSV")
+    if name.endswith(".parquet"):
+        raise DataError(f"{name} is not a Parquet file; name JSONL .jsonl and CSV .csv")
     return pq.ParquetFile(_as_parquet(_read_text_table(raw, name, kind, may_repeat)))
 
 
 def _read_text_table(raw: pa.NativeFile, name: str, kind: str, may_repeat: bool) -> pa.Table:
-    """JSONL, a JSON array or CSV; of queries a missing `query_id` becomes a digest, of ratings an empty cell null."""
+    """JSONL, a JSON array or CSV, whose empty cells are null but in queries; those get a missing `query_id`, a digest."""
     import pandas as pd
 
     try:
@@ -638,7 +637,7 @@ def _read_text_table(raw: pa.NativeFile, name: str, kind: str, may_repeat: bool)
         else:
             frame = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)  # "NA" is a text like any other
             columns = frame.to_dict("list")
-            if kind == "ratings":
+            if kind != "queries":
                 columns = {column: [value or None for value in values] for column, values in columns.items()}
         if "query_id" in columns:
             columns["query_id"] = [None if key is None else str(key) for key in columns["query_id"]]

@@ -54,7 +54,7 @@ app = typer.Typer()
 @app.command("eval-judge", rich_help_panel="Judges")
 @flags
 def eval_judge_command(
-    labels: Annotated[str, typer.Argument(help="Labels to agree with: Parquet or `-`.")],
+    labels: Annotated[str, typer.Argument(help="Labels to agree with: Parquet, JSONL, CSV or `-`.")],
     config: EvalJudgeConfig,
     backend: BackendConfig,
     judges: Annotated[

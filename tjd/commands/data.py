@@ -139,7 +139,7 @@ def synthesize_command(
 @app.command("sample", rich_help_panel="Data")
 @flags
 def sample_command(
-    instructions: Annotated[str, typer.Argument(help="Instructions: Parquet or `-`.")],
+    instructions: Annotated[str, typer.Argument(help="Instructions: Parquet, JSONL, CSV or `-`.")],
     out: Out,
     config: SampleConfig,
     backend: BackendConfig,
@@ -203,7 +203,7 @@ def sample_command(
 @app.command("label", rich_help_panel="Data")
 @flags
 def label_command(
-    responses: Annotated[str, typer.Argument(help="Responses with their constraints: Parquet or `-`.")],
+    responses: Annotated[str, typer.Argument(help="Responses with their constraints: Parquet, JSONL, CSV or `-`.")],
     out: Out,
     config: LabelConfig,
     backend: BackendConfig,

@@ -28,7 +28,7 @@ FEW = 30  # held-out rows of a category, below which a threshold rests on chance
 @app.command("train-judge", rich_help_panel="Judges")
 @flags
 def train_judge_command(
-    labels: Annotated[str, typer.Argument(help="Labels: Parquet or `-`.")],
+    labels: Annotated[str, typer.Argument(help="Labels: Parquet, JSONL, CSV or `-`.")],
     out: OutFolder,
     config: TrainJudgeConfig,
     sweep: SweepConfig,

@@ -37,7 +37,9 @@ def _preset(ctx: typer.Context, name: str | None) -> str | None:
 @app.command("rl", rich_help_panel="Policy")
 @flags
 def rl_command(
-    instructions: Annotated[str, typer.Argument(help="Instructions with their constraints: Parquet or `-`.")],
+    instructions: Annotated[
+        str, typer.Argument(help="Instructions with their constraints: Parquet, JSONL, CSV or `-`.")
+    ],
     out: OutFolder,
     config: RlConfig,
     judges: Annotated[

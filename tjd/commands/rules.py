@@ -43,7 +43,9 @@ SubsetOption = Annotated[
 def check_command(
     table: Annotated[
         str,
-        typer.Argument(help="Responses with constraints, or a checker, kwargs and a response a row: Parquet or `-`."),
+        typer.Argument(
+            help="Responses with constraints, or a checker, kwargs and a response a row: Parquet, JSONL, CSV or `-`."
+        ),
     ],
     out: Out,
     config: CheckConfig,

@@ -42,7 +42,7 @@ METRIC_NAMES = {"auroc": "AUROC", "balanced_accuracy": "Balanced accuracy"}
 @app.command("probe-hacks", rich_help_panel="Judges")
 @flags
 def probe_hacks_command(
-    table: Annotated[str, typer.Argument(help="Labels or instructions: Parquet or `-`.")],
+    table: Annotated[str, typer.Argument(help="Labels or instructions: Parquet, JSONL, CSV or `-`.")],
     config: ProbeHacksConfig,
     judges: Judges,
     out: Annotated[
@@ -99,7 +99,7 @@ def _folder(out: Path | None) -> Path | None:
 @app.command("transfer", rich_help_panel="Judges")
 @flags
 def transfer_command(
-    labels: Annotated[str, typer.Argument(help="Labels, or with --rl instructions: Parquet or `-`.")],
+    labels: Annotated[str, typer.Argument(help="Labels, or with --rl instructions: Parquet, JSONL, CSV or `-`.")],
     judges: Annotated[
         Path,
         typer.Option(
