@@ -19,6 +19,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from tjd.errors import ConfigError, DataError
 from tjd.judge import tree
@@ -171,7 +172,11 @@ class _Regression:
         options = {"maxiter": 500, "ftol": 1e-9, "gtol": 1e-5}
         for strength in strengths:
             scale = self._scale(strength)
-            found = minimize(self._loss, flat / scale, (scale, strength, fold), "L-BFGS-B", jac=True, options=options)
+            of = (scale, strength, fold)
+            with threadpool_limits(
+                1, "blas"
+            ):  # numpy's and scipy's threads spin against each other: several times as long
+                found = minimize(self._loss, flat / scale, of, "L-BFGS-B", jac=True, options=options)
             flat = scale * found.x
             yield flat, strength
 
